@@ -1,0 +1,1 @@
+//! Image data sets from files, deterministic shuffling and augmentation.

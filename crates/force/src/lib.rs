@@ -1,0 +1,1 @@
+//! Force regularisation: gradients that pull filters towards each other.

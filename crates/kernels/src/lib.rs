@@ -1,0 +1,1 @@
+//! CPU kernels for convolutional networks: products, convolutions, pooling, normalisation.

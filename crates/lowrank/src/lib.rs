@@ -1,0 +1,1 @@
+//! Low-rank approximation of convolutions and fully connected layers.

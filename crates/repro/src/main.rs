@@ -1,0 +1,2 @@
+//! Runs an experiment.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Inference of compiled networks on CPU, deployable alone.

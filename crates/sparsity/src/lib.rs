@@ -1,0 +1,1 @@
+//! Pruning, masks and physical removal of what is all zero.

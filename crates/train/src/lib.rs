@@ -1,0 +1,1 @@
+//! Training of graphs on candle: ops, optimiser, schedules, checkpoints.
