@@ -1,2 +1,55 @@
-//! The workspace's commands.
-fn main() {}
+//! The workspace's commands: `cargo xtask COMMAND`. Parses, spawns and checks; links none of the other crates.
+
+mod ci;
+mod fixtures;
+mod reproduce;
+mod run;
+mod tidy;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  reproduce [EXPERIMENT] [OPTIONS]  run an experiment and write its report under target/reproduce
+                                    (`cargo xtask reproduce --help` lists experiments and options)
+  test [ARGS]                       all tests; ARGS go to `cargo test`
+  ci [--without-tests]              what CI runs: fmt, tidy, clippy, docs, tests, the quick reproduction
+  tidy                              line budgets, fixture hashes, and what no compiler checks
+  fixtures [--write]                check (or rewrite) fixtures/SHA256SUMS
+  data [FOLDER]                     tell what data sets lie in FOLDER (../shared/data if left out), and check them
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    let Some((command, rest)) = args.split_first() else {
+        bail!("no command\n\n{HELP}");
+    };
+    let flags: Vec<&str> = rest.iter().map(String::as_str).collect();
+    match (command.as_str(), flags.as_slice()) {
+        ("reproduce", _) => reproduce::reproduce(rest),
+        ("data", _) => reproduce::data(rest),
+        ("test", _) => ci::test(rest),
+        ("ci", []) => ci::ci(true),
+        ("ci", ["--without-tests"]) => ci::ci(false),
+        ("tidy", []) => tidy::tidy(),
+        ("fixtures", []) => fixtures::check(),
+        ("fixtures", ["--write"]) => fixtures::write(),
+        ("help" | "--help" | "-h", _) => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => bail!("cannot do `{}`\n\n{HELP}", args.join(" ")),
+    }
+}

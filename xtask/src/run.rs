@@ -1,0 +1,35 @@
+//! Starting other programs.
+
+use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Folder of the workspace.
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// `cargo ARGS` in the workspace, with the cargo that started us.
+pub(crate) fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs a command and fails if it does.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let text = format!("{command:?}");
+    let status = command.status().with_context(|| format!("cannot start {text}"))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => bail!("exit code {code} from {text}"),
+        None => bail!("{text} was ended by a signal"),
+    }
+}
+
+/// First line of what a command prints, if it succeeds.
+pub(crate) fn line(program: &str, args: &[&str]) -> Option<String> {
+    let out = Command::new(program).args(args).current_dir(root()).output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    out.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}
