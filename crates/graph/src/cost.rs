@@ -27,13 +27,13 @@ impl Cost {
     /// Learnt numbers of the network.
     #[must_use]
     pub fn params(&self) -> usize {
-        self.0.iter().map(|n| n.params).sum()
+        self.0.iter().fold(0, |sum, n| sum.saturating_add(n.params))
     }
 
     /// Multiply-accumulate operations for one image.
     #[must_use]
     pub fn macs(&self) -> usize {
-        self.0.iter().map(|n| n.macs).sum()
+        self.0.iter().fold(0, |sum, n| sum.saturating_add(n.macs))
     }
 }
 

@@ -13,7 +13,9 @@ pub enum Error {
         reason: String,
     },
     /// Two nodes have the same name, or a name cannot be used.
-    #[error("node name `{0}` is used twice or is not usable (empty, or with characters other than letters, digits and `_./-`)")]
+    #[error(
+        "node name `{0}` is used twice or is not usable (empty, or with characters other than letters, digits and `_./-`)"
+    )]
     Name(String),
     /// A node name that is not in the graph.
     #[error("no node is named `{name}`; there are: {known}")]

@@ -36,6 +36,15 @@ struct NodeJson {
     inputs: Vec<String>,
 }
 
+/// An entry of the header of a safetensors file. Typed, because the order of keys in a `serde_json::Value` depends on
+/// the features that other crates of a build ask of `serde_json`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum HeaderEntry<'a> {
+    Metadata(BTreeMap<&'static str, String>),
+    Tensor { data_offsets: [usize; 2], dtype: &'static str, shape: &'a [usize] },
+}
+
 impl Artifact {
     /// An artifact without provenance.
     #[must_use]
@@ -50,20 +59,19 @@ impl Artifact {
         let mut tensors: Vec<(String, &Array)> =
             self.model.params().iter().map(|(id, slot, a)| (graph.tensor_name(id, slot), a)).collect();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let metadata = [
+            ("cofilter.format", FORMAT_VERSION.to_owned()),
+            ("cofilter.graph", to_json(&GraphJson::of(graph))),
+            ("cofilter.provenance", to_json(&self.provenance)),
+            ("format", "pt".to_owned()),
+        ];
         let mut header = BTreeMap::new();
-        header.insert(
-            "__metadata__".to_owned(),
-            serde_json::json!({
-                "cofilter.format": FORMAT_VERSION,
-                "cofilter.graph": to_json(&GraphJson::of(graph)),
-                "cofilter.provenance": to_json(&self.provenance),
-                "format": "pt",
-            }),
-        );
+        header.insert("__metadata__".to_owned(), HeaderEntry::Metadata(metadata.into()));
         let mut offset = 0;
         for (name, array) in &tensors {
             let end = offset + 4 * array.data().len();
-            let entry = serde_json::json!({"dtype": "F32", "shape": array.dims(), "data_offsets": [offset, end]});
+            let entry =
+                HeaderEntry::Tensor { data_offsets: [offset, end], dtype: "F32", shape: array.dims() };
             header.insert(name.clone(), entry);
             offset = end;
         }
@@ -168,7 +176,10 @@ impl GraphJson {
             op: n.op().clone(),
             inputs: n.inputs().iter().map(name).collect(),
         };
-        Self { nodes: graph.nodes().iter().map(node).collect(), outputs: graph.outputs().iter().map(name).collect() }
+        Self {
+            nodes: graph.nodes().iter().map(node).collect(),
+            outputs: graph.outputs().iter().map(name).collect(),
+        }
     }
 
     fn build(self) -> Result<Graph> {
@@ -198,7 +209,11 @@ impl GraphJson {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = |source| Error::Io { path: path.into(), source };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    let mut builder = tempfile::Builder::new();
+    // As any new file, by the process's mask; a temporary file is else for its owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(io)?;
     file.write_all(bytes).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;

@@ -50,7 +50,9 @@ impl Init {
                 .map(|(slot, spec)| {
                     let name = graph.tensor_name(id, slot);
                     let usual = match (batch_norm, spec.role, spec.name) {
-                        (true, Role::Weight, _) | (_, Role::Statistic, "running_var") => Filler::Constant(1.0),
+                        (true, Role::Weight, _) | (_, Role::Statistic, "running_var") => {
+                            Filler::Constant(1.0)
+                        }
                         (true, Role::Bias, _) | (_, Role::Statistic, _) => Filler::Constant(0.0),
                         (false, Role::Weight, _) => self.weight,
                         (false, Role::Bias, _) => self.bias,

@@ -14,7 +14,11 @@ impl Model {
     /// [`Error::Slots`] or [`Error::Dims`] for the first tensor that does not fit.
     pub fn new(graph: Graph, params: Params<Array>) -> Result<Self> {
         if params.nodes() != graph.nodes().len() {
-            return Err(Error::Graph(format!("{} nodes, parameters for {}", graph.nodes().len(), params.nodes())));
+            return Err(Error::Graph(format!(
+                "{} nodes, parameters for {}",
+                graph.nodes().len(),
+                params.nodes()
+            )));
         }
         for (id, node) in graph.iter() {
             check_slots(node.name(), &graph.slots(id), params.get(id))?;
@@ -31,7 +35,9 @@ impl Model {
         let known: std::collections::BTreeSet<String> =
             params.iter().map(|(id, slot, _)| graph.tensor_name(id, slot)).collect();
         match init.tensors.keys().find(|name| !known.contains(*name)) {
-            Some(name) => Err(Error::Graph(format!("the initialiser names `{name}`, which is no tensor of it"))),
+            Some(name) => {
+                Err(Error::Graph(format!("the initialiser names `{name}`, which is no tensor of it")))
+            }
             None => Self::new(graph, params),
         }
     }
@@ -178,8 +184,8 @@ impl Rewriter<'_> {
     /// As [`GraphBuilder::add`], and [`Error::Slots`] or [`Error::Dims`] for tensors that do not fit.
     pub fn add(&mut self, name: &str, op: Op, inputs: &[NodeId], tensors: Vec<Array>) -> Result<NodeId> {
         let shapes: Vec<Shape> = inputs.iter().map(|i| self.builder.shape(*i)).collect();
+        let id = self.builder.add(name, op.clone(), inputs)?;
         let slots = op.slots(&shapes);
-        let id = self.builder.add(name, op, inputs)?;
         check_slots(name, &slots, &tensors)?;
         self.params.push(tensors);
         Ok(id)

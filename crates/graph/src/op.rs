@@ -253,15 +253,21 @@ impl Op {
         }
     }
 
-    /// The tensors this op needs, in a fixed order, for inputs of these shapes.
+    /// The tensors this op needs, in a fixed order, for inputs of these shapes, which [`Op::infer`] accepts.
+    ///
+    /// # Panics
+    /// For a convolution of 0 groups, which [`Op::infer`] refuses.
     #[must_use]
     pub fn slots(&self, inputs: &[Shape]) -> Vec<SlotSpec> {
         let channels = inputs.first().map_or(0, |s| s.channels());
         match self {
             Self::Conv2d(c) => {
                 let [h, w] = c.kernel;
-                let mut slots =
-                    vec![SlotSpec::new("weight", vec![c.out_channels, channels / c.groups, h, w], Role::Weight)];
+                let mut slots = vec![SlotSpec::new(
+                    "weight",
+                    vec![c.out_channels, channels / c.groups, h, w],
+                    Role::Weight,
+                )];
                 if c.bias {
                     slots.push(SlotSpec::new("bias", vec![c.out_channels], Role::Bias));
                 }
@@ -314,14 +320,21 @@ impl Op {
             Self::Linear(l) => match inputs[0] {
                 Shape::Vector(_) if l.out_features > 0 => Shape::Vector(l.out_features),
                 Shape::Vector(_) => return fail("out_features is 0".into()),
-                Shape::Map { .. } => return fail(format!("linear takes a vector, found a map {}", inputs[0])),
+                Shape::Map { .. } => {
+                    return fail(format!("linear takes a vector, found a map {}", inputs[0]));
+                }
             },
             Self::BatchNorm(bn) => match inputs[0] {
                 Shape::Map { .. } if positive(bn.eps) && (0.0..=1.0).contains(&bn.momentum) => inputs[0],
                 Shape::Map { .. } => {
-                    return fail(format!("eps {} must be above 0, momentum {} in 0..=1", bn.eps, bn.momentum));
+                    return fail(format!(
+                        "eps {} must be above 0, momentum {} in 0..=1",
+                        bn.eps, bn.momentum
+                    ));
                 }
-                Shape::Vector(_) => return fail(format!("batch_norm takes a map, found a vector {}", inputs[0])),
+                Shape::Vector(_) => {
+                    return fail(format!("batch_norm takes a map, found a vector {}", inputs[0]));
+                }
             },
             Self::Pool2d(p) => p.infer(node, inputs[0])?,
             Self::AdaptiveAvgPool { output } => match inputs[0] {
@@ -336,7 +349,9 @@ impl Op {
                 {
                     inputs[0]
                 }
-                other => return fail(format!("lrn takes a map, an odd size and finite numbers: {other}, {l:?}")),
+                other => {
+                    return fail(format!("lrn takes a map, an odd size and finite numbers: {other}, {l:?}"));
+                }
             },
             Self::Dropout { p } => match p {
                 p if (0.0..1.0).contains(p) => inputs[0],
@@ -345,7 +360,9 @@ impl Op {
             Self::Relu => inputs[0],
             Self::Add => match inputs.iter().find(|s| **s != inputs[0]) {
                 None => inputs[0],
-                Some(other) => return fail(format!("add takes equal shapes, found {} and {other}", inputs[0])),
+                Some(other) => {
+                    return fail(format!("add takes equal shapes, found {} and {other}", inputs[0]));
+                }
             },
             Self::Concat => concat(node, inputs)?,
             Self::Flatten => match inputs[0].checked_elements() {
@@ -354,23 +371,42 @@ impl Op {
             },
             Self::Softmax => match inputs[0] {
                 Shape::Vector(_) => inputs[0],
-                Shape::Map { .. } => return fail(format!("softmax takes a vector, found a map {}", inputs[0])),
+                Shape::Map { .. } => {
+                    return fail(format!("softmax takes a vector, found a map {}", inputs[0]));
+                }
             },
             Self::PadChannels(p) => match inputs[0] {
-                Shape::Map { channels, height, width } => match channels
-                    .checked_add(p.before)
-                    .and_then(|c| c.checked_add(p.after))
-                {
-                    Some(channels) => Shape::map(channels, height, width),
-                    None => return fail(format!("too many channels: {p:?}")),
-                },
-                Shape::Vector(_) => return fail(format!("pad_channels takes a map, found a vector {}", inputs[0])),
+                Shape::Map { channels, height, width } => {
+                    match channels.checked_add(p.before).and_then(|c| c.checked_add(p.after)) {
+                        Some(channels) => Shape::map(channels, height, width),
+                        None => return fail(format!("too many channels: {p:?}")),
+                    }
+                }
+                Shape::Vector(_) => {
+                    return fail(format!("pad_channels takes a map, found a vector {}", inputs[0]));
+                }
             },
         };
-        match shape.checked_elements() {
-            Some(_) => Ok(shape),
-            None => fail(format!("the result {shape} has an extent of 0 or is too large")),
+        self.check_size(node, inputs, shape)?;
+        Ok(shape)
+    }
+
+    /// Refuses results, tensors and numbers of operations that cannot be counted.
+    fn check_size(&self, node: &str, inputs: &[Shape], shape: Shape) -> Result<()> {
+        if shape.checked_elements().is_none() {
+            let reason = format!("the result {shape} has an extent of 0 or is too large");
+            return Err(Error::node(node, reason));
         }
+        for slot in self.slots(inputs) {
+            // Operations are at most weights times positions of the result.
+            let [height, width] = shape.spatial();
+            let mut factors = slot.dims.iter().chain([&height, &width]);
+            let operations = factors.try_fold(1usize, |n, factor| n.checked_mul(*factor));
+            if operations.is_none_or(|n| n > isize::MAX as usize / 4) {
+                return Err(Error::node(node, format!("{} {:?} is too large", slot.name, slot.dims)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -388,7 +424,10 @@ fn arity(range: &std::ops::RangeInclusive<usize>) -> String {
 fn concat(node: &str, inputs: &[Shape]) -> Result<Shape> {
     let mut channels = 0usize;
     for (i, s) in inputs.iter().enumerate() {
-        let same = matches!((s, inputs[0]), (Shape::Map { .. }, Shape::Map { .. }) | (Shape::Vector(_), Shape::Vector(_)));
+        let same = matches!(
+            (s, inputs[0]),
+            (Shape::Map { .. }, Shape::Map { .. }) | (Shape::Vector(_), Shape::Vector(_))
+        );
         if !same || s.spatial() != inputs[0].spatial() {
             return Err(Error::node(node, format!("concat: input {i} is {s}, the first is {}", inputs[0])));
         }
@@ -409,7 +448,10 @@ impl Conv2d {
             return fail(format!("conv2d takes a map, found a vector {input}"));
         };
         if self.out_channels == 0 || self.groups == 0 {
-            return fail(format!("out_channels {} and groups {} must be above 0", self.out_channels, self.groups));
+            return fail(format!(
+                "out_channels {} and groups {} must be above 0",
+                self.out_channels, self.groups
+            ));
         }
         if !channels.is_multiple_of(self.groups) || !self.out_channels.is_multiple_of(self.groups) {
             return fail(format!(
@@ -419,7 +461,8 @@ impl Conv2d {
         }
         let mut out = [0; 2];
         for (axis, extent) in [height, width].into_iter().enumerate() {
-            let (k, s, p, d) = (self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]);
+            let (k, s, p, d) =
+                (self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]);
             if k == 0 || s == 0 || d == 0 {
                 return fail(format!("kernel {k}, stride {s} and dilation {d} must be above 0"));
             }
@@ -427,7 +470,11 @@ impl Conv2d {
             let padded = p.checked_mul(2).and_then(|p| p.checked_add(extent));
             out[axis] = match (reach, padded) {
                 (Some(reach), Some(padded)) if padded >= reach => (padded - reach) / s + 1,
-                _ => return fail(format!("a kernel of {k} (dilation {d}) does not fit {extent} with padding {p}")),
+                _ => {
+                    return fail(format!(
+                        "a kernel of {k} (dilation {d}) does not fit {extent} with padding {p}"
+                    ));
+                }
             };
         }
         Ok(Shape::map(self.out_channels, out[0], out[1]))
@@ -444,10 +491,15 @@ impl Pool2d {
         for (axis, extent) in [height, width].into_iter().enumerate() {
             let (k, s, p) = (self.kernel[axis], self.stride[axis], self.padding[axis]);
             if k == 0 || s == 0 || p >= k {
-                return fail(format!("kernel {k} and stride {s} must be above 0, padding {p} below the kernel"));
+                return fail(format!(
+                    "kernel {k} and stride {s} must be above 0, padding {p} below the kernel"
+                ));
             }
             let padded = extent.saturating_add(p.saturating_mul(2));
-            if padded < k && self.rounding == Rounding::Floor {
+            // Rounded up, a window may stick out by less than one step; the count would be 0 or less beyond that.
+            let missing = k.saturating_sub(padded);
+            let spare = if self.rounding == Rounding::Ceil { s - 1 } else { 0 };
+            if missing > spare {
                 return fail(format!("a window of {k} does not fit {extent} with padding {p}"));
             }
             let room = padded.saturating_sub(k);
