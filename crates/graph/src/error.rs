@@ -58,6 +58,16 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// A variance is below 0.
+    #[error("tensor `{tensor}`: element {index} is {value}, expected a variance from 0 up")]
+    Variance {
+        /// `node.slot`.
+        tensor: String,
+        /// Flat row-major index of the first such element.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
     /// A file is not a valid artifact.
     #[error("{}: {reason}", path.display())]
     File {

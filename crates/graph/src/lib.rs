@@ -24,6 +24,7 @@ mod cost;
 mod error;
 mod file;
 mod graph;
+mod infer;
 mod init;
 mod model;
 mod op;

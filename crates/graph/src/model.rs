@@ -1,4 +1,4 @@
-use crate::{Array, Error, Graph, GraphBuilder, Init, Node, NodeId, Op, Params, Result, Shape};
+use crate::{Array, BatchNorm, Error, Graph, GraphBuilder, Init, Node, NodeId, Op, Params, Result, Shape};
 
 /// A graph with the numbers of every slot. Built only by checked constructors, so dims always match.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,14 +68,21 @@ impl Model {
         Self::new(self.graph.clone(), params)
     }
 
-    /// Refuses NaN and infinity.
+    /// Refuses NaN, infinity, and variances below 0, whose roots would be NaN.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for the first such element.
+    /// [`Error::NotFinite`] or [`Error::Variance`] for the first such element.
     pub fn check_finite(&self) -> Result<()> {
         for (id, slot, array) in self.params.iter() {
+            let tensor = || self.graph.tensor_name(id, slot);
             if let Some((index, value)) = array.first_not_finite() {
-                return Err(Error::NotFinite { tensor: self.graph.tensor_name(id, slot), index, value });
+                return Err(Error::NotFinite { tensor: tensor(), index, value });
+            }
+            if matches!(self.graph.node(id).op(), Op::BatchNorm(_)) && slot == BatchNorm::VARIANCE {
+                let negative = array.data().iter().copied().enumerate().find(|(_, v)| *v < 0.0);
+                if let Some((index, value)) = negative {
+                    return Err(Error::Variance { tensor: tensor(), index, value });
+                }
             }
         }
         Ok(())

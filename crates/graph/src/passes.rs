@@ -54,7 +54,7 @@ fn merge(model: &Model, conv: NodeId, bn: &BatchNorm, stats: &[Array]) -> (Op, V
 /// What is left for inference: the main output only, no dropout, batch normalisation merged where possible.
 ///
 /// # Errors
-/// [`Error::Graph`] if the network consists of its input alone after that.
+/// None that a valid model can cause; the rewriting primitive is fallible.
 pub fn for_inference(model: &Model) -> Result<Model> {
     let graph = model.graph();
     let main = &graph.outputs()[..1];

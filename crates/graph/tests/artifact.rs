@@ -105,7 +105,12 @@ fn attributes_of_any_value_survive() {
         let x = b.dropout("drop", x, rng.random::<f32>()).unwrap();
         let weights: f32 = any(&mut rng);
         let m = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 1).unwrap();
-        let m = m.with_params(m.params().map(|_, _, a| Array::full(a.dims().to_vec(), -weights))).unwrap();
+        let m = m
+            .with_params(m.params().map(|_, slot, a| {
+                // A variance is not below 0.
+                Array::full(a.dims().to_vec(), if slot == 3 { weights } else { -weights })
+            }))
+            .unwrap();
         let a = Artifact::new(m);
         assert_eq!(Artifact::from_bytes(&a.to_bytes()).unwrap(), a);
     }
@@ -115,8 +120,10 @@ fn attributes_of_any_value_survive() {
 fn weights_keep_their_bits() {
     let m = model();
     let strange = [-0.0f32, f32::MIN_POSITIVE / 2.0, f32::MAX, f32::MIN, 1.0e-45];
-    let params = m.params().map(|_, _, a| {
-        let data: Vec<f32> = (0..a.data().len()).map(|i| strange[i % strange.len()]).collect();
+    let params = m.params().map(|_, slot, a| {
+        // A variance is not below 0.
+        let sign = |v: f32| if slot == 3 { v.abs() } else { v };
+        let data: Vec<f32> = (0..a.data().len()).map(|i| sign(strange[i % strange.len()])).collect();
         Array::new(a.dims().to_vec(), data)
     });
     let a = Artifact::new(m.with_params(params).unwrap());
@@ -493,4 +500,20 @@ fn a_new_file_has_the_mode_of_any_new_file() {
     std::fs::write(folder.path().join("plain"), "x").unwrap();
     write_atomically(&folder.path().join("atomic"), b"x").unwrap();
     assert_eq!(mode("atomic"), mode("plain"));
+}
+
+#[test]
+fn a_variance_below_zero_is_refused() {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(2, 4, 4)).unwrap();
+    let x = b.batch_norm("bn", x, cofilter_graph::BatchNorm::default()).unwrap();
+    let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 1).unwrap();
+    let bn = model.graph().find("bn").unwrap();
+    let negative = model.params().map(|id, slot, a| match (id == bn, slot) {
+        (true, 3) => Array::new(vec![2], vec![1.0, -1e-6]),
+        _ => a.clone(),
+    });
+    let lying = Artifact::new(model.with_params(negative).unwrap());
+    let error = Artifact::from_bytes(&lying.to_bytes()).unwrap_err().to_string();
+    assert!(error.contains("bn.running_var") && error.contains("element 1"), "{error}");
 }
