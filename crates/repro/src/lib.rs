@@ -1,1 +1,17 @@
 //! The experiments of the paper as cached stages, and their reports.
+//!
+//! `cargo xtask reproduce` builds and starts this program; see `docs/report-schema.md` for what it writes.
+
+pub mod lenet;
+pub mod machine;
+pub mod options;
+pub mod report;
+pub mod speed;
+pub mod stage;
+pub mod statistics;
+pub mod timing;
+
+/// The guide, so that its code is compiled and run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide.md")]
+pub struct Guide;

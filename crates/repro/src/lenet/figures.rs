@@ -1,0 +1,165 @@
+use super::settings::Settings;
+use super::{BATCHES, DENSE, LAYERS, Results, SweepPoint};
+use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table};
+use crate::statistics::mean;
+
+/// Mean over layers of rank over full rank.
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+pub(super) fn rank_ratio(ranks: impl Iterator<Item = (usize, usize)>) -> f64 {
+    mean(&ranks.map(|(rank, full)| rank as f64 / full as f64).collect::<Vec<_>>())
+}
+
+pub(super) fn all(results: &Results, arms: &[Arm], settings: &Settings) -> Vec<Figure> {
+    let mut figures = vec![ranks(results, arms)];
+    figures.extend(LAYERS.map(|layer| spectrum(results, layer)));
+    figures.push(tuning(results));
+    figures.push(speed(arms));
+    figures.push(sparsity(arms, settings));
+    figures
+}
+
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+fn ranks(results: &Results, arms: &[Arm]) -> Figure {
+    let full = LAYERS.map(|l| results.full_ranks.get(l).map(|r| *r as f64)).into();
+    let mut series = vec![BarSeries { name: "full".into(), values: full }];
+    for arm in arms.iter().filter(|a| DENSE.contains(&a.name.as_str())) {
+        let values = LAYERS.map(|l| arm.ranks.get(l).map(|r| *r as f64)).into();
+        series.push(BarSeries { name: arm.name.clone(), values });
+    }
+    Figure {
+        id: "ranks".into(),
+        title: "Rank of each convolution at 95 % energy".into(),
+        caption: "Least number of basis filters that keep 95 % of the squared singular values; median over the seeds. \
+                  Control and force arms had the same number of iterations."
+            .into(),
+        x_label: "layer".into(),
+        y_label: "rank".into(),
+        plot: Plot::Bars { categories: LAYERS.map(String::from).into(), series },
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+fn spectrum(results: &Results, layer: &str) -> Figure {
+    let line = |arm: &&str| {
+        let layer = results.spectra[*arm][0].iter().find(|s| s.name == layer)?;
+        let points =
+            (1..=layer.full_rank).map(|rank| [rank as f64, 100.0 * layer.whole.energy(rank)]).collect();
+        Some(LineSeries { name: String::from(*arm), points })
+    };
+    Figure {
+        id: format!("spectrum-{layer}"),
+        title: format!("Energy kept by the first basis filters of {layer}"),
+        caption: "Cumulative share of the squared singular values, before (baseline) and after the same number of iterations \
+                  with and without force; first seed."
+            .into(),
+        x_label: "basis filters".into(),
+        y_label: "energy, %".into(),
+        plot: Plot::Lines { series: DENSE.iter().filter_map(line).collect() },
+    }
+}
+
+fn tuning(results: &Results) -> Figure {
+    let line = |arm: &&str| {
+        let runs = &results.arms[&format!("{arm}-tuned")];
+        let start = &results.arms[&format!("{arm}-lowrank")];
+        let mut points = vec![[0.0, mean(&start.iter().map(|t| t.top1).collect::<Vec<_>>())]];
+        for (i, point) in runs[0].curve.iter().enumerate() {
+            let top1: Vec<f64> = runs.iter().filter_map(|r| r.curve.get(i)).map(|p| p.top1).collect();
+            #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
+            points.push([point.iteration as f64, mean(&top1)]);
+        }
+        LineSeries { name: String::from(*arm), points }
+    };
+    Figure {
+        id: "fine-tuning".into(),
+        title: "Accuracy while fine-tuning the decomposed networks".into(),
+        caption:
+            "All arms have the same ranks; iteration 0 is right after decomposition. Mean over the seeds."
+                .into(),
+        x_label: "iteration".into(),
+        y_label: "top-1, %".into(),
+        plot: Plot::Lines { series: DENSE.iter().map(line).collect() },
+    }
+}
+
+/// How much faster than the baseline, by operations and by the clock.
+#[expect(clippy::cast_precision_loss, reason = "operations are far below 2^53")]
+fn speed(arms: &[Arm]) -> Figure {
+    let shown: Vec<&Arm> =
+        arms.iter().filter(|a| a.name.ends_with("-tuned") || a.name.ends_with("-sparse")).collect();
+    let theory = shown.iter().map(|a| Some(arms[0].macs as f64 / a.macs as f64)).collect();
+    let mut series = vec![BarSeries { name: "operations".into(), values: theory }];
+    for batch in BATCHES {
+        let ratio = |a: &&Arm| Some(arms[0].latency_us.get(&batch)?.p50 / a.latency_us.get(&batch)?.p50);
+        series.push(BarSeries {
+            name: format!("time, batch {batch}"),
+            values: shown.iter().map(ratio).collect(),
+        });
+    }
+    Figure {
+        id: "speed".into(),
+        title: "Speedup over the dense baseline: promised and measured".into(),
+        caption: "Operations: multiply-accumulates of the baseline over those of the arm. Time: the same for median latencies \
+                  of one interleaved run."
+            .into(),
+        x_label: "arm".into(),
+        y_label: "times faster".into(),
+        plot: Plot::Bars { categories: shown.iter().map(|a| a.name.clone()).collect(), series },
+    }
+}
+
+fn sparsity(arms: &[Arm], settings: &Settings) -> Figure {
+    let series = ["control", "force-l1", "force-l2"].map(|dense| {
+        let values = ["", "-tuned", "-sparse"]
+            .map(|child| arms.iter().find(|a| a.name == format!("{dense}{child}")).and_then(|a| a.top1));
+        BarSeries { name: dense.into(), values: values.map(|v| v.map(|v| 100.0 - v)).into() }
+    });
+    Figure {
+        id: "sparsity".into(),
+        title: "Error along the way".into(),
+        caption: format!(
+            "Top-1 error dense, low-rank and fine-tuned, and with {:.0} % of the remaining weights pruned and fine-tuned.",
+            100.0 * settings.sparsity
+        ),
+        x_label: "stage".into(),
+        y_label: "top-1 error, %".into(),
+        plot: Plot::Bars {
+            categories: ["dense", "low-rank", "sparse"].map(String::from).into(),
+            series: series.into(),
+        },
+    }
+}
+
+pub(super) fn sweep(points: &[SweepPoint]) -> Figure {
+    let line = |force: &str| LineSeries {
+        name: force.into(),
+        points: points.iter().filter(|p| p.force == force).map(|p| [p.rank_ratio, p.top1]).collect(),
+    };
+    Figure {
+        id: "sweep".into(),
+        title: "Rank against accuracy over the strength of the force".into(),
+        caption: "Mean of rank over full rank at 95 % energy, before decomposition; one point a strength, first seed.".into(),
+        x_label: "rank ratio".into(),
+        y_label: "top-1, %".into(),
+        plot: Plot::Points { series: ["control", "force-l1", "force-l2"].map(line).into() },
+    }
+}
+
+pub(super) fn sweep_table(points: &[SweepPoint]) -> Table {
+    let row = |p: &SweepPoint| {
+        let ranks = p.ranks.values().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        vec![
+            p.force.into(),
+            format!("{}", p.strength),
+            format!("{:.2}", p.top1),
+            ranks,
+            format!("{:.3}", p.rank_ratio),
+        ]
+    };
+    Table {
+        title: "Strength sweep".into(),
+        caption: "First seed; before decomposition.".into(),
+        columns: ["arm", "strength", "top-1 %", "ranks", "rank ratio"].map(String::from).into(),
+        rows: points.iter().map(row).collect(),
+    }
+}

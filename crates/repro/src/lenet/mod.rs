@@ -1,0 +1,343 @@
+//! The paper's way on digits, from a seed to a report.
+//!
+//! Baseline, then the same number of iterations again without force (the control), with L1-norm and with L2-norm force;
+//! all arms decomposed to the same ranks, fine-tuned, pruned; everything evaluated and timed in the runtime.
+
+mod claims;
+mod figures;
+mod pipeline;
+mod settings;
+
+use crate::machine::{self, Machine};
+use crate::options::{Options, root};
+use crate::report::{Arm, Data, Report};
+use crate::stage::{Key, Store};
+use crate::statistics::{interval, mean, median};
+use crate::timing;
+use anyhow::{Context as _, Result, bail};
+use cofilter_data::Split;
+use cofilter_graph::Model;
+use cofilter_lowrank as lowrank;
+use cofilter_sparsity as sparsity;
+use cofilter_zoo::{self as zoo, lenet};
+use pipeline::{Pipeline, Trained};
+use settings::{Settings, forces};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The convolutions, which are forced and decomposed.
+const LAYERS: [&str; 2] = ["conv1", "conv2"];
+/// The arms that are trained at full rank.
+const DENSE: [&str; 4] = ["baseline", "control", "force-l1", "force-l2"];
+/// Batch sizes of the latency measurement.
+const BATCHES: [usize; 2] = [1, 64];
+
+/// What all stages gave.
+struct Results {
+    seeds: Vec<u64>,
+    /// Networks by arm, one a seed.
+    arms: BTreeMap<String, Vec<Trained>>,
+    /// Spectra of the convolutions by dense arm, one list a seed.
+    spectra: BTreeMap<String, Vec<Vec<lowrank::Analysis>>>,
+    /// The ranks all arms were decomposed to.
+    common_ranks: BTreeMap<String, usize>,
+    full_ranks: BTreeMap<String, usize>,
+}
+
+impl Results {
+    fn top1(&self, arm: &str) -> Vec<f64> {
+        self.arms[arm].iter().map(|t| t.top1).collect()
+    }
+
+    /// Ranks at the energy of a dense arm: for each seed, by layer.
+    fn ranks(&self, arm: &str, energy: f64) -> Vec<BTreeMap<String, usize>> {
+        let of_seed = |layers: &Vec<lowrank::Analysis>| {
+            layers.iter().map(|s| (s.name.clone(), s.rank_at_energy(energy))).collect()
+        };
+        self.spectra[arm].iter().map(of_seed).collect()
+    }
+}
+
+/// Runs the experiment and writes its report.
+///
+/// # Errors
+/// Data that is missing or of the wrong form, a diverged or stopped training, what the system says.
+pub fn run(options: &Options) -> Result<Report> {
+    let (split, settings) = open_data(options)?;
+    let preprocessing = cofilter_data::preprocessing::lenet(split.train.classes());
+    let store = Store::open(&options.folder().join("stages"))?;
+    let pipeline =
+        Pipeline { options, settings: &settings, data: &split, preprocessing: &preprocessing, store: &store };
+    let results = train_all(&pipeline)?;
+    let arms = arms(&pipeline, &results)?;
+    let mut figures = figures::all(&results, &arms, &settings);
+    let mut tables = Vec::new();
+    if options.sweep {
+        let sweep = sweep(&pipeline, &results.arms["baseline"][0].model)?;
+        figures.push(figures::sweep(&sweep));
+        tables.push(figures::sweep_table(&sweep));
+    }
+    let report = Report {
+        experiment: "lenet".into(),
+        summary: summary(&split, &settings),
+        commit: machine::commit(),
+        command: options.command(),
+        seeds: results.seeds.clone(),
+        machine: Machine::here(options.thread_count(), cofilter_runtime::cpu_tier()),
+        data: Some(Data {
+            name: split.train.name().to_owned(),
+            train_images: split.train.len(),
+            test_images: split.test.len(),
+            sha256: split.train.sha256().to_owned(),
+        }),
+        claims: claims::all(&results, &arms, &settings, split.train.name(), options),
+        arms,
+        figures,
+        tables,
+        notes: notes(options, &settings, &store),
+    };
+    report.write(&options.folder())?;
+    Ok(report)
+}
+
+fn open_data(options: &Options) -> Result<(Split, Settings)> {
+    let bundled = root().join("fixtures/digits");
+    let folder = options.data.clone().unwrap_or_else(|| bundled.clone());
+    let mut split = cofilter_data::open(&folder)?;
+    if split.train.extents() != [1, 28, 28] || split.train.classes().len() != 10 {
+        bail!(
+            "{}: lenet takes 1x28x28 images of 10 classes, found {:?} of {}",
+            folder.display(),
+            split.train.extents(),
+            split.train.classes().len()
+        );
+    }
+    let settings = match (options.quick, folder == bundled) {
+        (true, _) => Settings::quick(),
+        (false, true) => Settings::bundled(),
+        (false, false) => Settings::published(),
+    };
+    if let Some(n) = settings.train_images {
+        split.train = split.train.subset(0..n.min(split.train.len()));
+    }
+    if let Some(n) = settings.test_images {
+        split.test = split.test.subset(0..n.min(split.test.len()));
+    }
+    Ok((split, settings))
+}
+
+fn train_all(pipeline: &Pipeline<'_>) -> Result<Results> {
+    let settings = pipeline.settings;
+    let seeds = pipeline.options.seed_list();
+    let mut arms: BTreeMap<String, Vec<Trained>> = BTreeMap::new();
+    for seed in &seeds {
+        let start = Model::init(lenet(&zoo::Config::default())?, &zoo::lenet::init(), *seed)?;
+        let baseline = pipeline.fit("baseline", &start, &settings.baseline(*seed), None)?;
+        for (name, force) in forces(settings) {
+            let recipe = settings.continued(*seed, force);
+            arms.entry(name.into()).or_default().push(pipeline.fit(name, &baseline.model, &recipe, None)?);
+        }
+        arms.entry("baseline".into()).or_default().push(baseline);
+    }
+    let mut results = Results {
+        seeds,
+        arms,
+        spectra: BTreeMap::new(),
+        common_ranks: BTreeMap::new(),
+        full_ranks: BTreeMap::new(),
+    };
+    for name in DENSE {
+        let analysed: Result<Vec<_>> = results.arms[name].iter().map(|t| analyse(pipeline, t)).collect();
+        results.spectra.insert(name.into(), analysed?);
+    }
+    for layer in LAYERS {
+        let rank =
+            DENSE[1..].iter().filter_map(|arm| median_rank(&results, arm, layer, settings.energy)).min();
+        let full = results.spectra["baseline"][0].iter().find(|s| s.name == layer).map(|s| s.full_rank);
+        results.common_ranks.insert(layer.into(), rank.context("no rank")?);
+        results.full_ranks.insert(layer.into(), full.context("no rank")?);
+    }
+    for name in DENSE {
+        let dense = results.arms[name].clone();
+        for (seed, parent) in results.seeds.clone().iter().zip(&dense) {
+            let lowrank = pipeline.decompose(&parent.model, &results.common_ranks)?;
+            let tuned =
+                pipeline.fit(&format!("{name}-tuned"), &lowrank.model, &settings.tuning(*seed), None)?;
+            if name != "baseline" {
+                let sparse = pipeline.sparsify(&format!("{name}-sparse"), &tuned.model, *seed)?;
+                results.arms.entry(format!("{name}-sparse")).or_default().push(sparse);
+            }
+            results.arms.entry(format!("{name}-lowrank")).or_default().push(lowrank);
+            results.arms.entry(format!("{name}-tuned")).or_default().push(tuned);
+        }
+    }
+    Ok(results)
+}
+
+fn median_rank(results: &Results, arm: &str, layer: &str, energy: f64) -> Option<usize> {
+    let ranks: Vec<usize> = results.ranks(arm, energy).iter().filter_map(|r| r.get(layer).copied()).collect();
+    median(&ranks)
+}
+
+fn analyse(pipeline: &Pipeline<'_>, trained: &Trained) -> Result<Vec<lowrank::Analysis>> {
+    let energy = pipeline.settings.energy;
+    let key = Key::new("spectra", &[&trained.hash], &energy);
+    pipeline.store.value(&key, || {
+        let spectra = lowrank::analyse(&trained.model, energy)?;
+        Ok(spectra.into_iter().filter(|s| LAYERS.contains(&s.name.as_str())).collect())
+    })
+}
+
+/// The arms of the report, in the order of the pipeline.
+fn arms(pipeline: &Pipeline<'_>, results: &Results) -> Result<Vec<Arm>> {
+    let mut names: Vec<String> = DENSE.map(String::from).into();
+    for child in ["lowrank", "tuned", "sparse"] {
+        names.extend(DENSE.iter().map(|d| format!("{d}-{child}")).filter(|n| results.arms.contains_key(n)));
+    }
+    let time = Duration::from_millis(if pipeline.options.quick { 300 } else { 4_000 });
+    let mut latencies = BTreeMap::new();
+    for batch in BATCHES {
+        let models: Vec<(&str, &Model)> =
+            names.iter().map(|n| (n.as_str(), &results.arms[n][0].model)).collect();
+        let hashes: Vec<&str> = names.iter().map(|n| results.arms[n][0].hash.as_str()).collect();
+        let machine = Machine::here(pipeline.options.thread_count(), cofilter_runtime::cpu_tier());
+        let key = Key::new("latency", &hashes, &(batch, machine, time.as_millis()));
+        let measured = pipeline
+            .store
+            .value(&key, || timing::latencies(&models, batch, pipeline.options.thread_count(), time))?;
+        latencies.insert(batch, measured);
+    }
+    let arm = |(i, name): (usize, &String)| {
+        let runs = &results.arms[name];
+        let top1_by_seed = results.top1(name);
+        let cost = runs[0].model.cost();
+        let dense = DENSE.contains(&name.as_str());
+        let ranks = if dense {
+            let rank =
+                |l: &&str| Some((String::from(*l), median_rank(results, name, l, pipeline.settings.energy)?));
+            LAYERS.iter().filter_map(rank).collect()
+        } else {
+            ranks_of(&runs[0].model)
+        };
+        Arm {
+            name: name.clone(),
+            parent: parent(name),
+            top1: Some(mean(&top1_by_seed)),
+            top1_interval: interval(&top1_by_seed),
+            top1_by_seed,
+            ranks,
+            full_ranks: results.full_ranks.clone(),
+            params: cost.params(),
+            macs: cost.macs(),
+            density: density(&runs[0].model),
+            latency_us: latencies.iter().map(|(batch, l)| (*batch, l[i])).collect(),
+        }
+    };
+    Ok(names.iter().enumerate().map(arm).collect())
+}
+
+/// Rank that each decomposed convolution has.
+fn ranks_of(model: &Model) -> BTreeMap<String, usize> {
+    let rank = |node: &cofilter_graph::Node| {
+        let layer = node.name().strip_suffix("_lowrank")?;
+        Some((layer.to_owned(), node.shape().channels()))
+    };
+    model.graph().nodes().iter().filter_map(rank).collect()
+}
+
+fn parent(name: &str) -> Option<String> {
+    match name.rsplit_once('-') {
+        Some((dense, "lowrank")) => Some(dense.into()),
+        Some((dense, "tuned")) => Some(format!("{dense}-lowrank")),
+        Some((dense, "sparse")) => Some(format!("{dense}-tuned")),
+        _ if name == "baseline" => None,
+        _ => Some("baseline".into()),
+    }
+}
+
+/// Share of weights of convolutions and fully connected layers that are not zero.
+fn density(model: &Model) -> f64 {
+    let layers = sparsity::density(model);
+    let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    {
+        nonzeros as f64 / weights as f64
+    }
+}
+
+/// One strength of one force.
+struct SweepPoint {
+    force: &'static str,
+    strength: f64,
+    top1: f64,
+    ranks: BTreeMap<String, usize>,
+    rank_ratio: f64,
+}
+
+/// Continues the first seed's baseline with other strengths.
+fn sweep(pipeline: &Pipeline<'_>, baseline: &Model) -> Result<Vec<SweepPoint>> {
+    let seed = pipeline.options.seed_list()[0];
+    let mut points = Vec::new();
+    for (name, force) in forces(pipeline.settings) {
+        let strengths = force.map_or(vec![0.0], |(_, s)| settings::SWEEP.iter().map(|m| m * s).collect());
+        for strength in strengths {
+            let recipe = pipeline.settings.continued(seed, force.map(|(kind, _)| (kind, strength)));
+            let trained = pipeline.fit(name, baseline, &recipe, None)?;
+            let spectra = analyse(pipeline, &trained)?;
+            let rank = |s: &lowrank::Analysis| s.rank_at_energy(pipeline.settings.energy);
+            points.push(SweepPoint {
+                force: name,
+                strength,
+                top1: trained.top1,
+                rank_ratio: figures::rank_ratio(spectra.iter().map(|s| (rank(s), s.full_rank))),
+                ranks: spectra.iter().map(|s| (s.name.clone(), rank(s))).collect(),
+            });
+        }
+    }
+    Ok(points)
+}
+
+fn summary(split: &Split, settings: &Settings) -> String {
+    format!(
+        "LeNet on {} ({} training, {} test images): {} iterations of batch {}, then the same number again without force \
+         (control) and with L1-norm and L2-norm force on both convolutions; all decomposed to the same ranks, fine-tuned for \
+         {} iterations, pruned to {:.0} % zeros and fine-tuned again.",
+        split.train.name(),
+        split.train.len(),
+        split.test.len(),
+        settings.train_iterations,
+        settings.batch,
+        settings.tune_iterations,
+        100.0 * settings.sparsity,
+    )
+}
+
+fn notes(options: &Options, settings: &Settings, store: &Store) -> Vec<String> {
+    let mut notes = vec![
+        format!(
+            "Recipe: learning rate 0.01, momentum 0.9, weight decay 5e-4; baseline `inv` (power 0.75, gamma scaled to the number \
+             of iterations), everything else `multistep` with factor 0.9 at 50, 70, 80, 90 and 95 %. Strengths: L1 {}, L2 {}; \
+             the authors' readme example is L1 0.001, the values of the paper are unknown.",
+            settings.strength_l1, settings.strength_l2
+        ),
+        format!(
+            "Common ranks: for each layer the least over the continued arms of the median rank at {:.0} % energy.",
+            100.0 * settings.energy
+        ),
+        "Accuracy is in percent of the whole test set, through the deployment runtime. Latency is measured on the first seed's \
+         networks, all interleaved."
+            .into(),
+    ];
+    if options.quick {
+        notes.push("--quick: the path is whole, the figures mean nothing.".into());
+    }
+    let here = machine::commit();
+    let log = store.log();
+    let foreign: std::collections::BTreeSet<&str> =
+        log.iter().map(|s| s.made_by.as_str()).filter(|c| *c != here).collect();
+    if !foreign.is_empty() {
+        let list = foreign.into_iter().collect::<Vec<_>>().join(", ");
+        notes.push(format!("Some stages were found finished and had been made by other commits: {list}."));
+    }
+    notes
+}

@@ -1,0 +1,122 @@
+//! What an experiment can be told on the command line.
+
+use anyhow::{Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Which experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Experiment {
+    /// Digits: train, force, decompose, fine-tune, prune, measure.
+    Lenet,
+    /// Theoretical and measured gain of low rank on AlexNet, GoogLeNet and ResNets; no data, no training.
+    Speed,
+}
+
+impl Experiment {
+    /// Name in paths and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lenet => "lenet",
+            Self::Speed => "speed",
+        }
+    }
+}
+
+/// Where tensors live while training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+}
+
+/// Options of `reproduce`.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// What to run
+    #[arg(value_enum, default_value = "lenet")]
+    pub experiment: Experiment,
+    /// Few iterations on little data: the same path, in seconds; its figures mean nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// Folder for stages and report [default: target/reproduce/EXPERIMENT]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Folder with MNIST or Fashion-MNIST; lenet then runs the published 10,000 iterations [default: fixtures/digits]
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// First seed
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Number of seeds [default: 3, with --quick 1]
+    #[arg(long)]
+    pub seeds: Option<u64>,
+    /// Threads [default: all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Where to train
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceKind,
+    /// Forget finished stages first
+    #[arg(long)]
+    pub fresh: bool,
+    /// Also train with other strengths of the force: rank against accuracy
+    #[arg(long)]
+    pub sweep: bool,
+    /// Set by SIGINT and SIGTERM.
+    #[arg(skip)]
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Options {
+    /// Refuses what cannot be run.
+    ///
+    /// # Errors
+    /// Names the option.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.seeds != Some(0), "--seeds 0: at least one seed is needed");
+        ensure!(self.seeds.is_none_or(|n| n <= 100), "--seeds: at most 100");
+        ensure!(self.threads != Some(0), "--threads 0: at least one thread is needed");
+        ensure!(self.threads.is_none_or(|n| n <= 1024), "--threads: at most 1024");
+        if let Some(folder) = &self.data
+            && !folder.is_dir()
+        {
+            bail!("--data {}: no such folder", folder.display());
+        }
+        Ok(())
+    }
+
+    /// Seeds of the run.
+    #[must_use]
+    pub fn seed_list(&self) -> Vec<u64> {
+        let n = self.seeds.unwrap_or(if self.quick { 1 } else { 3 });
+        (0..n).map(|i| self.seed.wrapping_add(i)).collect()
+    }
+
+    /// Threads to use.
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Folder of stages and report.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| root().join("target/reproduce").join(self.experiment.name()))
+    }
+
+    /// The command as typed, for the report.
+    #[must_use]
+    pub fn command(&self) -> String {
+        std::env::var("COFILTER_COMMAND").unwrap_or_else(|_| std::env::args().collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Folder of the workspace: `COFILTER_ROOT`, set by `cargo xtask`, else the current folder.
+#[must_use]
+pub fn root() -> PathBuf {
+    std::env::var_os("COFILTER_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from)
+}

@@ -1,0 +1,228 @@
+//! Stages whose results are files named by their content, so that a stopped run goes on where it was and an unchanged
+//! stage costs nothing.
+
+use crate::machine;
+use anyhow::{Context as _, Result, bail};
+use cofilter_graph::{Artifact, write_atomically};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest as _, Sha256};
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rises when a stage of the same settings would give something else than before.
+const GENERATION: u32 = 1;
+
+/// What a stage is made from.
+#[derive(Clone, Debug)]
+pub struct Key {
+    name: String,
+    hash: String,
+}
+
+impl Key {
+    /// The key of a stage: its name, the hashes of what it starts from, and its settings as plain data.
+    ///
+    /// # Panics
+    /// If the settings have no JSON form.
+    #[must_use]
+    pub fn new(name: &str, parents: &[&str], settings: &impl Serialize) -> Self {
+        let settings = serde_json::to_value(settings).expect("settings are plain data");
+        let text = serde_json::json!({"generation": GENERATION, "name": name, "parents": parents, "settings": settings});
+        let digest = Sha256::digest(text.to_string());
+        let hash = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        Self { name: name.to_owned(), hash }
+    }
+
+    fn file(&self, extension: &str) -> String {
+        format!("{}-{}.{extension}", self.name, self.hash)
+    }
+}
+
+/// The folder of finished stages.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    log: RefCell<Vec<StageLog>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored<T> {
+    commit: String,
+    value: T,
+}
+
+/// What became of a stage in this run.
+#[derive(Clone, Debug)]
+pub struct StageLog {
+    /// File of the result.
+    pub file: String,
+    /// Whether it was there already.
+    pub cached: bool,
+    /// Commit of the program that made it.
+    pub made_by: String,
+}
+
+impl Store {
+    /// Opens or makes the folder.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self { folder: folder.to_owned(), log: RefCell::default() })
+    }
+
+    /// What became of each stage so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<StageLog> {
+        self.log.borrow().clone()
+    }
+
+    /// The network of a stage and what is known about it: from their files, or made by `run`, which gets a folder of its
+    /// own for checkpoints that outlives a stop and is removed when the stage is finished.
+    ///
+    /// # Errors
+    /// Those of `run` and of the system. A file that is not what was written is made again.
+    pub fn artifact<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &Key,
+        run: impl FnOnce(&Path) -> Result<(Artifact, T)>,
+    ) -> Result<(Artifact, T)> {
+        let path = self.folder.join(key.file("safetensors"));
+        if path.exists() {
+            match (Artifact::load(&path), self.read::<T>(key)) {
+                (Ok(artifact), Ok(stored)) => {
+                    self.note(key.file("safetensors"), true, stored.commit);
+                    return Ok((artifact, stored.value));
+                }
+                (Err(error), _) => tracing::warn!("{error}: made again"),
+                (_, Err(error)) => tracing::warn!("{error:#}: made again"),
+            }
+        }
+        let work = self.folder.join(key.file("part"));
+        fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
+        let (mut artifact, value) = run(&work)?;
+        artifact.provenance.commit = Some(machine::commit());
+        // The network comes last: where it is, the numbers are.
+        let stored = self.write(key, value)?;
+        artifact.save(&path)?;
+        fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
+        self.note(key.file("safetensors"), false, stored.commit);
+        Ok((artifact, stored.value))
+    }
+
+    /// Numbers of a stage: from its file, or made by `run`.
+    ///
+    /// # Errors
+    /// Those of `run` and of the system. A file that is not what was written is made again.
+    pub fn value<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &Key,
+        run: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let cached = match self.folder.join(key.file("json")).exists() {
+            true => self.read(key).inspect_err(|error| tracing::warn!("{error:#}: made again")).ok(),
+            false => None,
+        };
+        let found = cached.is_some();
+        let stored = match cached {
+            Some(stored) => stored,
+            None => self.write(key, run()?)?,
+        };
+        self.note(key.file("json"), found, stored.commit);
+        Ok(stored.value)
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Stored<T>> {
+        let path = self.folder.join(key.file("json"));
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    fn write<T: Serialize + DeserializeOwned>(&self, key: &Key, value: T) -> Result<Stored<T>> {
+        let stored = Stored { commit: machine::commit(), value };
+        let text = serde_json::to_string(&stored)?;
+        if let Err(error) = serde_json::from_str::<Stored<T>>(&text) {
+            bail!(
+                "stage {}: the result does not survive JSON (a number that is not finite?): {error}",
+                key.name
+            );
+        }
+        write_atomically(&self.folder.join(key.file("json")), text.as_bytes())?;
+        Ok(stored)
+    }
+
+    fn note(&self, file: String, cached: bool, made_by: String) {
+        tracing::info!("{} {file}", if cached { "found" } else { "made" });
+        self.log.borrow_mut().push(StageLog { file, cached, made_by });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofilter_graph::{Graph, Init, Model, Shape};
+
+    fn artifact(seed: u64) -> Artifact {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::Vector(3)).unwrap();
+        let x = b.linear("ip", x, 2).unwrap();
+        Artifact::new(Model::init(b.finish(&[x]).unwrap(), &Init::default(), seed).unwrap())
+    }
+
+    #[test]
+    fn a_finished_stage_is_not_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key::new("fit", &["parent"], &1);
+        let first = Store::open(folder.path()).unwrap().artifact(&key, |_| Ok((artifact(1), 7))).unwrap();
+        let again = Store::open(folder.path()).unwrap();
+        assert_eq!(again.artifact::<i32>(&key, |_| panic!("run twice")).unwrap(), first);
+        assert!(again.log()[0].cached);
+        let other = Key::new("fit", &["parent"], &2);
+        assert_ne!(again.artifact(&other, |_| Ok((artifact(2), 7))).unwrap().0.model, first.0.model);
+    }
+
+    #[test]
+    fn a_failed_stage_keeps_its_checkpoints_and_leaves_no_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let key = Key::new("fit", &[], &());
+        let failed = store.artifact::<()>(&key, |work| {
+            fs::write(work.join("checkpoint"), "half").unwrap();
+            bail!("killed")
+        });
+        assert!(failed.is_err());
+        let done = store.artifact(&key, |work| {
+            assert_eq!(fs::read_to_string(work.join("checkpoint")).unwrap(), "half");
+            Ok((artifact(3), ()))
+        });
+        assert_eq!(done.unwrap().0.model, artifact(3).model);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the results are left");
+    }
+
+    #[test]
+    fn a_damaged_result_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let key = Key::new("fit", &[], &());
+        store.artifact(&key, |_| Ok((artifact(1), ()))).unwrap();
+        let path = folder.path().join(key.file("safetensors"));
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+        let mut runs = 0;
+        store
+            .artifact(&key, |_| {
+                runs += 1;
+                Ok((artifact(1), ()))
+            })
+            .unwrap();
+        assert_eq!(runs, 1);
+        let key = Key::new("numbers", &[], &());
+        assert_eq!(store.value(&key, || Ok(vec![1.5, 2.5])).unwrap(), [1.5, 2.5]);
+        assert_eq!(store.value::<Vec<f64>>(&key, || panic!("run twice")).unwrap(), [1.5, 2.5]);
+        fs::write(folder.path().join(key.file("json")), "{").unwrap();
+        assert_eq!(store.value(&key, || Ok(vec![3.0])).unwrap(), [3.0]);
+        assert!(store.value(&Key::new("nan", &[], &()), || Ok(f64::NAN)).is_err(), "NaN has no JSON form");
+    }
+}

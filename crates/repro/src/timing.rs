@@ -1,0 +1,86 @@
+//! Measurements through the deployment runtime.
+
+use crate::report::Percentiles;
+use anyhow::{Context as _, Result, ensure};
+use cofilter_data::{Augment, Dataset, Pipeline};
+use cofilter_graph::{Model, Preprocessing};
+use cofilter_runtime::latency::{Budget, measure};
+use cofilter_runtime::{Options, Plan};
+use std::time::Duration;
+
+const BATCH: usize = 100;
+
+/// Top-1 accuracy in percent on a whole data set.
+///
+/// # Errors
+/// If data and network do not fit.
+pub fn top1(model: &Model, data: &Dataset, preprocessing: &Preprocessing, threads: usize) -> Result<f64> {
+    let options = Options { batch: BATCH.min(data.len()), threads, ..Options::default() };
+    let plan = Plan::compile(model, &options)?;
+    let mut session = plan.session();
+    let pipeline = Pipeline::new(data, preprocessing, &Augment::default(), 0)?;
+    let mut images = vec![0.0; options.batch * plan.input_len()];
+    let mut scores = vec![0.0; options.batch * plan.output_len()];
+    let indices: Vec<u32> = (0..u32::try_from(data.len()).context("too many images")?).collect();
+    let mut correct = 0usize;
+    for chunk in indices.chunks(options.batch) {
+        let (images, scores) =
+            (&mut images[..chunk.len() * plan.input_len()], &mut scores[..chunk.len() * plan.output_len()]);
+        let mut labels = vec![0; chunk.len()];
+        pipeline.fill(None, chunk, images, &mut labels)?;
+        session.run(images, scores)?;
+        let rows = scores.chunks_exact(plan.output_len()).zip(&labels);
+        correct += rows.filter(|(row, label)| is_top1(row, **label)).count();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "data sets are far smaller than 2^53")]
+    Ok(100.0 * correct as f64 / data.len() as f64)
+}
+
+/// Whether the labelled score is the largest; of equal scores the first counts, and NaN never wins.
+fn is_top1(scores: &[f32], label: u32) -> bool {
+    let best = (0..scores.len()).reduce(|best, i| if scores[i] > scores[best] { i } else { best });
+    best.is_some_and(|b| b == label as usize && !scores[b].is_nan())
+}
+
+/// Median, 90th and 99th percentile of each network at one batch size, all interleaved in one run.
+///
+/// # Errors
+/// If a network cannot be compiled.
+pub fn latencies(
+    models: &[(&str, &Model)],
+    batch: usize,
+    threads: usize,
+    time: Duration,
+) -> Result<Vec<Percentiles>> {
+    ensure!(!models.is_empty(), "nothing to time");
+    let options = Options { batch, threads, ..Options::default() };
+    let mut runs = Vec::with_capacity(models.len());
+    for (name, model) in models {
+        let plan = Plan::compile(model, &options).with_context(|| (*name).to_owned())?;
+        let images = ramp(batch * plan.input_len());
+        runs.push((*name, plan.session(), images));
+    }
+    let mut subjects: Vec<_> =
+        runs.iter_mut().map(|(name, session, images)| (*name, session, images.as_slice())).collect();
+    let budget = Budget { rounds: 1_000, seconds: time.as_secs_f64(), ..Budget::default() };
+    let measured = measure(&mut subjects, &budget)?;
+    Ok(measured.iter().map(|l| Percentiles { p50: l.p50_us, p90: l.p90_us, p99: l.p99_us }).collect())
+}
+
+/// Inputs without meaning in `[-1, 1)`, the same each time.
+#[must_use]
+pub fn ramp(len: usize) -> Vec<f32> {
+    #[expect(clippy::cast_precision_loss, reason = "small integers")]
+    (0..len).map(|i| ((i * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_largest_score_counts_and_nan_never_does() {
+        assert!(is_top1(&[0.0, 2.0, 2.0], 1) && !is_top1(&[0.0, 2.0, 2.0], 2));
+        assert!(!is_top1(&[f32::NAN, f32::NAN], 0) && !is_top1(&[], 0));
+    }
+}

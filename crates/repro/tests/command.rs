@@ -1,0 +1,138 @@
+//! The program as a user starts it: it survives being killed, and says what is wrong.
+
+use cofilter_repro::report::Report;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cofilter-repro"));
+    command.args(args).env("COFILTER_ROOT", root()).env_remove("COFILTER_COMMIT").stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    program(args).output().unwrap()
+}
+
+fn report(folder: &Path) -> Report {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
+}
+
+/// All that does not depend on the clock.
+fn timeless(mut report: Report) -> String {
+    report.claims.retain(|c| !c.id.starts_with("speedup"));
+    report.figures.retain(|f| f.id != "speed");
+    report.arms.iter_mut().for_each(|a| a.latency_us.clear());
+    report.command.clear();
+    serde_json::to_string_pretty(&report).unwrap()
+}
+
+fn start(args: &[&str]) -> Child {
+    program(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_run_killed_again_and_again_gives_the_report_of_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, killed) = (folder.path().join("straight"), folder.path().join("killed"));
+    let args = |out: &Path| ["run", "lenet", "--quick", "--out", out.to_str().unwrap()].map(String::from);
+    let whole = args(&straight);
+    let begin = std::time::Instant::now();
+    let out = output(&whole.each_ref().map(String::as_str));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let whole_run = begin.elapsed();
+    let broken = args(&killed);
+    for share in [5, 17, 3, 29, 41, 11, 23] {
+        let mut child = start(&broken.each_ref().map(String::as_str));
+        std::thread::sleep(Duration::from_micros(
+            u64::try_from(whole_run.as_micros()).unwrap() * share / 100,
+        ));
+        // SIGKILL on Unix.
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let out = output(&broken.each_ref().map(String::as_str));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(timeless(report(&killed)), timeless(report(&straight)));
+    let left: Vec<_> =
+        std::fs::read_dir(killed.join("stages")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|f| !f.to_string_lossy().ends_with(".part")), "work folders are left: {left:?}");
+}
+
+#[test]
+fn the_report_has_the_arms_and_claims_its_schema_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = output(&[
+        "run",
+        "lenet",
+        "--quick",
+        "--sweep",
+        "--seeds",
+        "2",
+        "--out",
+        folder.path().to_str().unwrap(),
+    ]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("force-l2-tuned") && text.contains("report.html"), "{text}");
+    let report = report(folder.path());
+    let names: Vec<&str> = report.arms.iter().map(|a| a.name.as_str()).collect();
+    for dense in ["baseline", "control", "force-l1", "force-l2"] {
+        for child in ["", "-lowrank", "-tuned"] {
+            let arm = report
+                .arm(&format!("{dense}{child}"))
+                .unwrap_or_else(|| panic!("no {dense}{child}: {names:?}"));
+            assert_eq!(arm.top1_by_seed.len(), 2);
+            assert!(arm.top1_interval.is_some() && arm.latency_us.keys().eq(&[1, 64]));
+            let full = &arm.full_ranks;
+            assert_eq!((full["conv1"], full["conv2"]), (20, 50));
+        }
+        let (lowrank, tuned) = (
+            report.arm(&format!("{dense}-lowrank")).unwrap(),
+            report.arm(&format!("{dense}-tuned")).unwrap(),
+        );
+        assert_eq!((lowrank.macs, &lowrank.ranks), (tuned.macs, &tuned.ranks));
+        assert_eq!(tuned.parent.as_deref(), Some(lowrank.name.as_str()));
+    }
+    let sparse = report.arm("force-l2-sparse").unwrap();
+    assert!(sparse.density < 0.25 && sparse.macs < report.arm("force-l2-tuned").unwrap().macs);
+    assert!(
+        report.figures.iter().any(|f| f.id == "sweep")
+            && report.tables.iter().any(|t| t.title == "Strength sweep")
+    );
+    assert!(report.claims.len() >= 8);
+}
+
+#[test]
+fn what_is_wrong_is_said_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out_folder = folder.path().join("out");
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let (out_text, empty_text) = (out_folder.to_str().unwrap(), empty.to_str().unwrap());
+    for (extra, expected) in [
+        (vec!["lenet", "--data", "/nonexistent"], "/nonexistent"),
+        (vec!["lenet", "--data", empty_text], "empty"),
+        (vec!["lenet", "--seeds", "0"], "--seeds 0"),
+        (vec!["lenet", "--threads", "0"], "--threads 0"),
+        (vec!["lenet", "--device", "abacus"], "abacus"),
+        (vec!["alexnet"], "alexnet"),
+        (vec!["lenet", "--unknown"], "--unknown"),
+    ] {
+        let mut args = vec!["run", "--out", out_text];
+        args.extend(&extra);
+        let out = output(&args);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success(), "{extra:?} succeeded");
+        assert!(text.contains(expected) && !text.contains("panicked"), "{extra:?}: {text}");
+        assert!(!out_folder.join("report.json").exists(), "{extra:?} wrote a report");
+    }
+    let out = output(&["data", empty_text]);
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no data set"));
+}
