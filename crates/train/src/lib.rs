@@ -1,1 +1,37 @@
-//! Training of graphs on candle: ops, optimiser, schedules, checkpoints.
+//! Training of graphs: a [`Model`](cofilter_graph::Model) goes in, a trained one of the same graph comes out.
+//!
+//! - [`fit`] is the loop: seeded order and augmentation, evaluation, history, checkpoints, exact resumption.
+//! - [`Recipe`] says how, as plain data; the update is Caffe's (paper, section 1.4), with force regularisation.
+//! - [`Trainer`] does one iteration at a time.
+//! - [`evaluate`] scores a network on a data set.
+//! - [`Net`] is a network as candle variables: its outputs are on candle's tape.
+//!
+//! On CPU every op is a layer over `cofilter-kernels`; [`Trainer`] and [`evaluate`] call the layers on plain buffers,
+//! [`Net::forward`] hands them to candle as custom ops, and both give the same bits. Elsewhere the ops are compositions of
+//! candle's own. Equal arguments give equal bytes, for any number of threads.
+
+mod checkpoint;
+mod error;
+mod evaluate;
+mod fit;
+mod history;
+mod multipliers;
+mod net;
+mod ops;
+mod progress;
+mod recipe;
+mod schedule;
+mod sgd;
+mod sweep;
+mod trainer;
+
+pub use error::{Error, Result};
+pub use evaluate::{Score, evaluate};
+pub use fit::{Fit, Outcome, Trained, fit};
+pub use history::{Clock, Record};
+pub use multipliers::{Multiplier, Multipliers};
+pub use net::{Mode, Net};
+pub use progress::Progress;
+pub use recipe::{Decay, ForceRule, Recipe};
+pub use schedule::Schedule;
+pub use trainer::{Step, Trainer};

@@ -1,0 +1,192 @@
+use crate::{Error, Fit, Result, Trainer};
+use cofilter_graph::{Array, Artifact, Graph, Model, Params, write_atomically};
+use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::{Dtype, serialize};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const FORMAT: &str = "1";
+
+/// What makes a run: two runs of the same identity do the same. SHA-256 of each part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    graph: String,
+    recipe: String,
+    data: String,
+    preprocessing: String,
+    masks: String,
+    test: String,
+    start: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: String,
+    iteration: u64,
+    records: usize,
+    identity: Identity,
+}
+
+/// A run that can go on: numbers and momenta after an iteration. Sampler, augmentation and dropout are functions of seed
+/// and iteration, so there is no other state.
+pub(crate) struct Checkpoint {
+    pub(crate) model: Model,
+    pub(crate) momentum: Params<Vec<f32>>,
+    pub(crate) iteration: u64,
+    pub(crate) records: usize,
+}
+
+/// Where the checkpoint of a folder is.
+pub(crate) fn path(folder: &Path) -> PathBuf {
+    folder.join("checkpoint.safetensors")
+}
+
+impl Identity {
+    pub(crate) fn of(model: &Model, fit: &Fit<'_>) -> Self {
+        let masks = fit.masks.map(|masks| {
+            let mut hash = Sha256::new();
+            masks
+                .iter()
+                .for_each(|(_, _, mask)| mask.data().iter().for_each(|v| hash.update(v.to_le_bytes())));
+            hex(hash)
+        });
+        Self {
+            graph: json_hash(&describe(model.graph())),
+            recipe: json_hash(fit.recipe),
+            data: fit.train.sha256().to_owned(),
+            preprocessing: json_hash(fit.preprocessing),
+            masks: masks.unwrap_or_default(),
+            test: fit.test.map(|t| t.sha256().to_owned()).unwrap_or_default(),
+            start: Artifact::new(model.clone()).sha256(),
+        }
+    }
+
+    /// The first part in which the two differ.
+    fn difference(&self, other: &Self) -> Option<&'static str> {
+        let parts = [
+            ("another network", &self.graph, &other.graph),
+            ("another recipe", &self.recipe, &other.recipe),
+            ("other training data", &self.data, &other.data),
+            ("another preprocessing", &self.preprocessing, &other.preprocessing),
+            ("other masks", &self.masks, &other.masks),
+            ("other test data", &self.test, &other.test),
+            ("another starting model", &self.start, &other.start),
+        ];
+        parts.into_iter().find(|(_, a, b)| a != b).map(|(what, ..)| what)
+    }
+}
+
+/// Nodes as (name, op, inputs), and the outputs.
+fn describe(graph: &Graph) -> serde_json::Value {
+    let name = |id: &cofilter_graph::NodeId| graph.node(*id).name();
+    let nodes = graph.nodes().iter().map(|node| {
+        let inputs: Vec<&str> = node.inputs().iter().map(name).collect();
+        serde_json::json!([node.name(), node.op(), inputs])
+    });
+    let outputs: Vec<&str> = graph.outputs().iter().map(name).collect();
+    serde_json::json!({"nodes": nodes.collect::<Vec<_>>(), "outputs": outputs})
+}
+
+fn json_hash(value: &impl Serialize) -> String {
+    let json =
+        serde_json::to_vec(value).unwrap_or_else(|e| unreachable!("plain data always has a JSON form: {e}"));
+    hex(Sha256::new().chain_update(json))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes the state of a run, whole or not at all.
+pub(crate) fn write(
+    folder: &Path,
+    trainer: &Trainer,
+    records: usize,
+    identity: &Identity,
+) -> Result<PathBuf> {
+    let path = path(folder);
+    let bad = |reason: String| Error::Checkpoint { path: path.clone(), reason };
+    let model = trainer.net().to_model()?;
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (id, slot, array, momentum) in model.params().zip(trainer.momentum()) {
+        let name = model.graph().tensor_name(id, slot);
+        let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        tensors.insert(format!("momentum/{name}"), (array.dims().to_vec(), bytes(momentum)));
+        tensors.insert(format!("value/{name}"), (array.dims().to_vec(), bytes(array.data())));
+    }
+    let header =
+        Header { format: FORMAT.into(), iteration: trainer.iteration(), records, identity: identity.clone() };
+    let json = serde_json::to_string(&header).map_err(|e| bad(e.to_string()))?;
+    let views: Vec<(&String, TensorView<'_>)> = tensors
+        .iter()
+        .map(|(name, (dims, bytes))| Ok((name, TensorView::new(Dtype::F32, dims.clone(), bytes)?)))
+        .collect::<Result<_, safetensors::SafeTensorError>>()
+        .map_err(|e| bad(e.to_string()))?;
+    // One entry: a map of several would be written in arbitrary order.
+    let metadata = HashMap::from([("cofilter.checkpoint".to_owned(), json)]);
+    let bytes = serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
+    write_atomically(&path, &bytes)?;
+    Ok(path)
+}
+
+/// The checkpoint of a folder, if there is one.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for one of another run or a damaged one.
+pub(crate) fn read(folder: &Path, model: &Model, identity: &Identity) -> Result<Option<Checkpoint>> {
+    let path = path(folder);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::Io { path, source }),
+    };
+    decode(&bytes, model, identity).map(Some).map_err(|reason| Error::Checkpoint { path, reason })
+}
+
+fn decode(bytes: &[u8], model: &Model, identity: &Identity) -> Result<Checkpoint, String> {
+    let broken = |e: &dyn std::fmt::Display| format!("not a checkpoint: {e}");
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| broken(&e))?;
+    let entry = metadata.metadata().as_ref().and_then(|m| m.get("cofilter.checkpoint"));
+    let header: Header =
+        serde_json::from_str(entry.ok_or("not a checkpoint: no metadata `cofilter.checkpoint`")?)
+            .map_err(|e| broken(&e))?;
+    if header.format != FORMAT {
+        return Err(format!("checkpoint format {}, this program reads {FORMAT}", header.format));
+    }
+    if let Some(what) = header.identity.difference(identity) {
+        return Err(format!(
+            "a checkpoint of {what} (at iteration {}); remove it to start anew",
+            header.iteration
+        ));
+    }
+    let tensors = SafeTensors::deserialize(bytes).map_err(|e| broken(&e))?;
+    let tensor = |prefix: &str, id, slot, dims: &[usize]| -> Result<Vec<f32>, String> {
+        let name = format!("{prefix}/{}", model.graph().tensor_name(id, slot));
+        let view = tensors.tensor(&name).map_err(|_| format!("tensor `{name}` is missing"))?;
+        if view.dtype() != Dtype::F32 || view.shape() != dims {
+            return Err(format!(
+                "tensor `{name}`: expected F32 {dims:?}, found {:?} {:?}",
+                view.dtype(),
+                view.shape()
+            ));
+        }
+        let (words, _) = view.data().as_chunks::<4>();
+        let numbers: Vec<f32> = words.iter().map(|w| f32::from_le_bytes(*w)).collect();
+        match numbers.iter().find(|v| !v.is_finite()) {
+            Some(v) => Err(format!("tensor `{name}` holds {v}")),
+            None => Ok(numbers),
+        }
+    };
+    let params = model.params().try_map(|id, slot, array| {
+        Ok::<_, String>(Array::new(array.dims().to_vec(), tensor("value", id, slot, array.dims())?))
+    })?;
+    let momentum = model.params().try_map(|id, slot, array| tensor("momentum", id, slot, array.dims()))?;
+    Ok(Checkpoint {
+        model: model.with_params(params).map_err(|e| e.to_string())?,
+        momentum,
+        iteration: header.iteration,
+        records: header.records,
+    })
+}

@@ -1,0 +1,123 @@
+use crate::net::{Mode, Net};
+use crate::sweep::{Sweep, logits};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use cofilter_data::{Augment, Dataset, Pipeline};
+use cofilter_graph::{Model, Preprocessing};
+use serde::{Deserialize, Serialize};
+
+/// How well a network classifies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Share of images whose label is ranked first.
+    pub top1: f64,
+    /// Share of images whose label is among the first five.
+    pub top5: f64,
+    /// Mean cross entropy.
+    pub loss: f64,
+    /// Number of images.
+    pub images: usize,
+}
+
+/// Classifies a whole data set, images as they are (no augmentation), `batch` at a time.
+///
+/// Equal scores are ranked by class number. `batch` changes speed and memory, not the score.
+///
+/// # Errors
+/// [`Error::Input`] where data set and network do not fit, [`Error::NotFinite`] for a score that is NaN or infinite.
+pub fn evaluate(
+    model: &Model,
+    dataset: &Dataset,
+    preprocessing: &Preprocessing,
+    batch: usize,
+    device: &Device,
+) -> Result<Score> {
+    evaluate_net(&Net::new(model, device)?, dataset, preprocessing, batch)
+}
+
+/// As [`evaluate`], for a network that is being trained.
+pub(crate) fn evaluate_net(
+    net: &Net,
+    dataset: &Dataset,
+    preprocessing: &Preprocessing,
+    batch: usize,
+) -> Result<Score> {
+    check_data(net, dataset)?;
+    if batch == 0 {
+        return Err(Error::Input("evaluation: a batch of 0 images".into()));
+    }
+    let pipeline = Pipeline::new(dataset, preprocessing, &Augment::default(), 0)?;
+    let mut sweep = Sweep::default();
+    let (mut first, mut among_five, mut loss) = (0usize, 0usize, 0.0);
+    let image_len = net.graph().input_shape().elements();
+    for start in (0..dataset.len()).step_by(batch) {
+        let indices: Vec<u32> =
+            (start..(start + batch).min(dataset.len())).map(index).collect::<Result<_>>()?;
+        let mut images = sweep.pool().take(indices.len() * image_len);
+        let mut labels = vec![0; indices.len()];
+        pipeline.fill(None, &indices, &mut images, &mut labels)?;
+        let (scores, classes) = scores(net, &mut sweep, images, indices.len())?;
+        if let Some(bad) = scores.iter().position(|s| !s.is_finite()) {
+            return Err(Error::NotFinite { image: start + bad / classes });
+        }
+        for (row, label) in scores.chunks_exact(classes).zip(&labels) {
+            let rank = rank_of(row, *label as usize);
+            first += usize::from(rank == 0);
+            among_five += usize::from(rank < 5);
+            loss += cofilter_kernels::softmax_cross_entropy(1, classes, row, &[*label], None);
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "numbers of images are far below 2^52")]
+    let share = |n: f64| n / dataset.len() as f64;
+    #[expect(clippy::cast_precision_loss, reason = "numbers of images are far below 2^52")]
+    Ok(Score {
+        top1: share(first as f64),
+        top5: share(among_five as f64),
+        loss: share(loss),
+        images: dataset.len(),
+    })
+}
+
+fn index(i: usize) -> Result<u32> {
+    u32::try_from(i).map_err(|_| Error::Input(format!("data set: image {i}, at most 2^32 are supported")))
+}
+
+/// Class scores of the main head, row by row, and the number of classes.
+fn scores(net: &Net, sweep: &mut Sweep, images: Vec<f32>, count: usize) -> Result<(Vec<f32>, usize)> {
+    let head = logits(net, net.graph().outputs()[0]);
+    let classes = net.graph().node(head).shape().elements();
+    if net.device().is_cpu() {
+        let trace = sweep.forward(net, images, Mode::Eval, &[head], false)?;
+        let scores = trace.value(head).map(|v| v.data().to_vec());
+        return scores.map(|s| (s, classes)).ok_or_else(|| Error::Input("the network has no output".into()));
+    }
+    let dims: Vec<usize> = std::iter::once(count).chain(net.graph().input_shape().dims()).collect();
+    let heads = net.forward_to(&Tensor::from_vec(images, dims, net.device())?, Mode::Eval, &[head])?;
+    Ok((heads[0].flatten_all()?.to_vec1()?, classes))
+}
+
+/// How many classes come before `label`: those of a higher score, and equal ones with a lower number.
+pub(crate) fn rank_of(scores: &[f32], label: usize) -> usize {
+    let own = scores[label];
+    scores.iter().enumerate().filter(|(class, s)| **s > own || (**s == own && *class < label)).count()
+}
+
+/// Refuses a data set that the network cannot classify.
+pub(crate) fn check_data(net: &Net, dataset: &Dataset) -> Result<()> {
+    if dataset.is_empty() {
+        return Err(Error::Input(format!("data set `{}` has no images", dataset.name())));
+    }
+    for output in net.graph().outputs() {
+        let node = net.graph().node(*output);
+        let classes = node.shape().elements();
+        let labels = (0..dataset.len()).map(|i| dataset.label(i));
+        if let Some(label) = labels.max().filter(|l| *l as usize >= classes) {
+            return Err(Error::Input(format!(
+                "data set `{}` has label {label}, but output `{}` has {classes} classes",
+                dataset.name(),
+                node.name()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+use crate::{Error, Multipliers, Result, Schedule};
+use cofilter_data::Augment;
+use cofilter_force::{Direction, Force, Rule, Scaling};
+use cofilter_graph::{Graph, Op};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a network is trained, as plain data.
+///
+/// Each iteration does, as Caffe's solver (paper, section 1.4): gradient of the weighted sum of the heads' cross
+/// entropies, clipping by the global norm, weight decay, force, `V = momentum V + rate * gradient`, `W = W - V`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// Updates.
+    pub iterations: u64,
+    /// Images an update sees.
+    pub batch: usize,
+    /// Seed of order, augmentation and dropout.
+    pub seed: u64,
+    /// Base learning rate.
+    pub learning_rate: f64,
+    /// How it falls.
+    pub schedule: Schedule,
+    /// Share of the last step in the next one, in `[0, 1)`.
+    pub momentum: f64,
+    /// Weight decay, multiplied by each tensor's own factor.
+    pub weight_decay: f64,
+    /// What decays.
+    pub decay: Decay,
+    /// Force regularisation, if any.
+    pub force: Option<ForceRule>,
+    /// Factors of learning rate and decay.
+    pub multipliers: Multipliers,
+    /// Largest Euclidean norm of all gradients together.
+    pub clip_gradients: Option<f64>,
+    /// Weight of each output's loss, main first; empty: 1 for the main one, 0.3 for the auxiliary ones.
+    pub output_weights: Vec<f64>,
+    /// Random crops and mirroring.
+    pub augment: Augment,
+    /// Iterations between two evaluations on the test set, which also happens at the end; 0: never.
+    pub evaluate_every: u64,
+    /// Iterations between two checkpoints, one is also written at the end; 0: only then.
+    pub checkpoint_every: u64,
+    /// Iterations between two lines of history; 0: only at evaluations.
+    pub record_every: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            iterations: 1000,
+            batch: 64,
+            seed: 0,
+            learning_rate: 0.01,
+            schedule: Schedule::Fixed,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            decay: Decay::L2,
+            force: None,
+            multipliers: Multipliers::default(),
+            clip_gradients: None,
+            output_weights: Vec::new(),
+            augment: Augment::default(),
+            evaluate_every: 0,
+            checkpoint_every: 0,
+            record_every: 100,
+        }
+    }
+}
+
+/// What is added to the gradient for the size of a weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// `decay * w`.
+    #[default]
+    L2,
+    /// `decay * sign(w)`.
+    L1,
+}
+
+/// Force regularisation of chosen nodes (paper, sections 1.4 and 2.1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceRule {
+    /// Dependence on distance.
+    pub force: Force,
+    /// lambda_s; negative repels.
+    pub strength: f64,
+    /// Which elements take part.
+    #[serde(default)]
+    pub direction: Direction,
+    /// Whether the strength is fixed or relative to the gradient.
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// Iteration from which on there is no force.
+    #[serde(default)]
+    pub stop_iteration: Option<u64>,
+    /// Factor of each regularised node (convolutions and fully connected layers), by name; others feel none.
+    pub multipliers: BTreeMap<String, f64>,
+    /// Forces inside each group of a grouped convolution only; the authors' code mixes all filters.
+    #[serde(default)]
+    pub grouped: bool,
+}
+
+impl ForceRule {
+    /// A fixed force on these nodes, in all directions, to the end.
+    pub fn new<S: Into<String>>(force: Force, strength: f64, nodes: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            force,
+            strength,
+            direction: Direction::All,
+            scaling: Scaling::Fixed,
+            stop_iteration: None,
+            multipliers: nodes.into_iter().map(|n| (n.into(), 1.0)).collect(),
+            grouped: false,
+        }
+    }
+
+    pub(crate) fn rule(&self) -> Rule {
+        Rule { force: self.force, strength: self.strength, direction: self.direction, scaling: self.scaling }
+    }
+
+    fn check(&self, graph: &Graph) -> Result<()> {
+        if !self.strength.is_finite() {
+            return Err(Error::Recipe(format!("force: strength is {}", self.strength)));
+        }
+        for (name, multiplier) in &self.multipliers {
+            let id = graph.find(name).map_err(|e| Error::Recipe(format!("force: {e}")))?;
+            let op = graph.node(id).op();
+            if !matches!(op, Op::Conv2d(_) | Op::Linear(_)) {
+                return Err(Error::Recipe(format!(
+                    "force: node `{name}` is {}, which has no filters",
+                    op.kind()
+                )));
+            }
+            if !multiplier.is_finite() {
+                return Err(Error::Recipe(format!("force: multiplier of `{name}` is {multiplier}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Recipe {
+    /// Refuses values that make no sense for this network.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] for the first one.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let bad = |reason: String| Err(Error::Recipe(reason));
+        if self.iterations == 0 || self.batch == 0 {
+            return bad(format!("iterations {} and batch {} must be above 0", self.iterations, self.batch));
+        }
+        for (name, value) in [("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)] {
+            if !value.is_finite() || value < 0.0 {
+                return bad(format!("{name}: expected a number from 0 up, found {value}"));
+            }
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return bad(format!("momentum: expected a number in [0, 1), found {}", self.momentum));
+        }
+        if let Some(clip) = self.clip_gradients.filter(|c| !c.is_finite() || *c <= 0.0) {
+            return bad(format!("clip_gradients: expected a number above 0, found {clip}"));
+        }
+        if let Some(problem) = self.schedule.problem() {
+            return bad(problem);
+        }
+        let heads = graph.outputs().len();
+        if !self.output_weights.is_empty() && self.output_weights.len() != heads {
+            return bad(format!("output_weights: expected {heads}, found {}", self.output_weights.len()));
+        }
+        if let Some(weight) = self.output_weights.iter().find(|w| !w.is_finite()) {
+            return bad(format!("output_weights: found {weight}"));
+        }
+        self.multipliers.resolve(graph)?;
+        self.force.as_ref().map_or(Ok(()), |force| force.check(graph))
+    }
+
+    /// Learning rate of an iteration, counted from 0.
+    #[must_use]
+    pub fn rate(&self, iteration: u64) -> f64 {
+        self.schedule.rate(self.learning_rate, iteration, self.iterations)
+    }
+
+    /// Weight of each head's loss.
+    pub(crate) fn head_weights(&self, heads: usize) -> Vec<f64> {
+        if self.output_weights.is_empty() {
+            (0..heads).map(|h| if h == 0 { 1.0 } else { 0.3 }).collect()
+        } else {
+            self.output_weights.clone()
+        }
+    }
+}

@@ -1,0 +1,264 @@
+use crate::net::{Net, read, update};
+use crate::sweep::PART;
+use crate::{Decay, Error, ForceRule, Recipe, Result};
+use candle_core::Tensor;
+use cofilter_graph::{Array, Graph, NodeId, Op, Params, Role};
+use rayon::prelude::*;
+
+/// Gradient descent with momentum, in Caffe's order (paper, section 1.4).
+///
+/// For each learnt tensor, with its own multipliers:
+/// ```text
+/// g = gradient * min(1, clip / ||all gradients||)
+/// g = g + weight_decay * decay_mult * w            (L1: sign(w))
+/// g = g + strength * force_mult * G(w)
+/// v = momentum * v + rate * lr_mult * g
+/// w = w - v
+/// ```
+pub(crate) struct Sgd {
+    tensors: Params<Option<Rule>>,
+    velocity: Params<Vec<f32>>,
+    wanted: Params<bool>,
+    force: Option<ForceRule>,
+    momentum: f32,
+    weight_decay: f64,
+    decay: Decay,
+    clip: Option<f64>,
+}
+
+/// What applies to one learnt tensor.
+struct Rule {
+    rate: f64,
+    decay: f64,
+    /// Multiplier of the force and number of groups.
+    force: Option<(f64, usize)>,
+    mask: Option<Array>,
+}
+
+/// A tensor with a number that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotFinite {
+    pub(crate) node: NodeId,
+    pub(crate) slot: usize,
+    pub(crate) what: &'static str,
+}
+
+/// What an update did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Update {
+    /// `||force|| / ||gradient of loss and decay||` over the regularised tensors.
+    pub(crate) force_share: Option<f64>,
+}
+
+impl Sgd {
+    /// Velocities start at 0. `recipe` was checked.
+    pub(crate) fn new(recipe: &Recipe, net: &Net, masks: Option<&Params<Array>>) -> Result<Self> {
+        let graph = net.graph();
+        let multipliers = recipe.multipliers.resolve(graph)?;
+        if let Some(masks) = masks {
+            check_masks(net, masks)?;
+        }
+        let tensors = multipliers.map(|id, slot, m| {
+            let m = m.filter(|m| m.learning_rate != 0.0)?;
+            let is_weight = net.slots(id)[slot].role == Role::Weight;
+            let force = recipe.force.as_ref().filter(|_| is_weight).and_then(|f| force_on(f, graph, id));
+            let mask = masks.map(|masks| masks.get(id)[slot].clone());
+            Some(Rule { rate: m.learning_rate, decay: m.decay, force, mask })
+        });
+        Ok(Self {
+            wanted: tensors.map(|_, _, rule| rule.is_some()),
+            velocity: net.params().map(|_, _, var| vec![0.0; var.elem_count()]),
+            tensors,
+            force: recipe.force.clone(),
+            #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
+            momentum: recipe.momentum as f32,
+            weight_decay: recipe.weight_decay,
+            decay: recipe.decay,
+            clip: recipe.clip_gradients,
+        })
+    }
+
+    /// Which tensors need a gradient.
+    pub(crate) fn wanted(&self) -> &Params<bool> {
+        &self.wanted
+    }
+
+    /// `v` of each tensor; zeros for statistics.
+    pub(crate) fn velocity(&self) -> &Params<Vec<f32>> {
+        &self.velocity
+    }
+
+    /// Continues with these velocities.
+    pub(crate) fn set_velocity(&mut self, velocity: Params<Vec<f32>>) {
+        self.velocity = velocity;
+    }
+
+    /// Zeroes masked weights, so that they start as they stay.
+    pub(crate) fn apply_masks(&self, net: &Net) -> Result<()> {
+        for (id, slot, rule) in self.tensors.iter() {
+            if let Some(mask) = rule.as_ref().and_then(|r| r.mask.as_ref()) {
+                update(&net.params().get(id)[slot], |w| apply_mask(w, mask.data()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One update. A missing gradient is 0; with `measure` the share of the force is returned.
+    ///
+    /// Gradients are checked before anything is changed, weights after.
+    pub(crate) fn update(
+        &mut self,
+        net: &Net,
+        gradients: &mut Params<Option<Vec<f32>>>,
+        iteration: u64,
+        rate: f64,
+        measure: bool,
+    ) -> Result<Result<Update, NotFinite>> {
+        if let Some(found) = self.first_bad_gradient(gradients) {
+            return Ok(Err(found));
+        }
+        let clip = self.clip_factor(gradients);
+        let pulling = self.force.as_ref().filter(|f| !cofilter_force::stopped(iteration, f.stop_iteration));
+        let (mut force_norm, mut gradient_norm) = (0.0, 0.0);
+        for (id, slot, rule) in self.tensors.iter() {
+            let Some(rule) = rule else { continue };
+            let var = &net.params().get(id)[slot];
+            let gradient =
+                gradients.get_mut(id)[slot].get_or_insert_with(|| vec![0.0; var.elem_count()]).as_mut_slice();
+            #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
+            let (decay, rate) = ((self.weight_decay * rule.decay) as f32, (rate * rule.rate) as f32);
+            read(var, |w| add_decay(gradient, w, clip, decay, self.decay))?;
+            if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
+                let pushed = apply_force(force, var, gradient, multiplier, groups)?;
+                if measure {
+                    gradient_norm += squares(gradient);
+                    force_norm +=
+                        pushed.iter().zip(&*gradient).map(|(p, g)| f64::from(p - g).powi(2)).sum::<f64>();
+                }
+                gradient.copy_from_slice(&pushed);
+            }
+            if let Some(mask) = &rule.mask {
+                apply_mask(gradient, mask.data());
+            }
+            let velocity = self.velocity.get_mut(id)[slot].as_mut_slice();
+            let mut finite = true;
+            update(var, |w| finite = descend(w, velocity, gradient, self.momentum, rate))?;
+            if !finite {
+                return Ok(Err(NotFinite { node: id, slot, what: "weight" }));
+            }
+        }
+        let share = if gradient_norm > 0.0 { (force_norm / gradient_norm).sqrt() } else { 0.0 };
+        Ok(Ok(Update { force_share: (measure && self.force.is_some()).then_some(share) }))
+    }
+
+    fn first_bad_gradient(&self, gradients: &Params<Option<Vec<f32>>>) -> Option<NotFinite> {
+        let mut wanted = gradients.zip(&self.tensors).filter(|(_, _, _, rule)| rule.is_some());
+        wanted.find_map(|(node, slot, gradient, _)| {
+            let bad = gradient.as_ref().is_some_and(|g| !finite(g));
+            bad.then_some(NotFinite { node, slot, what: "gradient" })
+        })
+    }
+
+    /// Caffe's `ClipGradients`; 1 where nothing is to be clipped. Sums in `f64`, tensors in order.
+    fn clip_factor(&self, gradients: &Params<Option<Vec<f32>>>) -> f32 {
+        let Some(clip) = self.clip else { return 1.0 };
+        let wanted = gradients.zip(&self.tensors).filter(|(_, _, _, rule)| rule.is_some());
+        let sum: f64 = wanted.filter_map(|(_, _, gradient, _)| gradient.as_deref()).map(squares).sum();
+        #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
+        if sum.sqrt() > clip { (clip / sum.sqrt()) as f32 } else { 1.0 }
+    }
+}
+
+fn force_on(force: &ForceRule, graph: &Graph, id: NodeId) -> Option<(f64, usize)> {
+    let node = graph.node(id);
+    let groups = match node.op() {
+        Op::Conv2d(conv) if force.grouped => conv.groups,
+        _ => 1,
+    };
+    force.multipliers.get(node.name()).filter(|m| **m != 0.0).map(|m| (*m, groups))
+}
+
+fn apply_force(
+    force: &ForceRule,
+    var: &candle_core::Var,
+    gradient: &[f32],
+    multiplier: f64,
+    groups: usize,
+) -> Result<Vec<f32>> {
+    let gradient = Tensor::from_slice(gradient, var.dims(), var.device())?;
+    let pushed = force.rule().apply_grouped(&var.as_detached_tensor(), &gradient, groups, multiplier)?;
+    Ok(pushed.flatten_all()?.to_vec1()?)
+}
+
+/// `g = clip g + decay w`.
+fn add_decay(gradient: &mut [f32], weight: &[f32], clip: f32, decay: f32, kind: Decay) {
+    let sign = |w: f32| if w == 0.0 { 0.0 } else { w.signum() };
+    let parts = gradient.par_chunks_mut(PART).zip(weight.par_chunks(PART));
+    parts.for_each(|(gradient, weight)| {
+        let pairs = gradient.iter_mut().zip(weight);
+        match kind {
+            Decay::L2 => pairs.for_each(|(g, w)| *g = clip * *g + decay * w),
+            Decay::L1 => pairs.for_each(|(g, w)| *g = clip * *g + decay * sign(*w)),
+        }
+    });
+}
+
+/// `v = momentum v + rate g; w = w - v`; whether every weight is finite.
+fn descend(weight: &mut [f32], velocity: &mut [f32], gradient: &[f32], momentum: f32, rate: f32) -> bool {
+    let parts = weight.par_chunks_mut(PART).zip(velocity.par_chunks_mut(PART)).zip(gradient.par_chunks(PART));
+    let bad = parts.map(|((weight, velocity), gradient)| {
+        let mut bad = false;
+        for ((w, v), g) in weight.iter_mut().zip(velocity).zip(gradient) {
+            *v = momentum * *v + rate * g;
+            *w -= *v;
+            bad |= !w.is_finite();
+        }
+        bad
+    });
+    !bad.reduce(|| false, |a, b| a | b)
+}
+
+/// Where the mask is 0 the value becomes +0, whatever it was.
+fn apply_mask(values: &mut [f32], mask: &[f32]) {
+    values.iter_mut().zip(mask).filter(|(_, m)| **m == 0.0).for_each(|(v, _)| *v = 0.0);
+}
+
+fn squares(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v).powi(2)).sum()
+}
+
+fn finite(values: &[f32]) -> bool {
+    let bad = values.par_chunks(PART).map(|part| part.iter().fold(false, |bad, v| bad | !v.is_finite()));
+    !bad.reduce(|| false, |a, b| a | b)
+}
+
+fn check_masks(net: &Net, masks: &Params<Array>) -> Result<()> {
+    let bad = |reason: String| Err(Error::Input(format!("masks: {reason}")));
+    if masks.nodes() != net.params().nodes() {
+        return bad(format!("expected {} nodes, found {}", net.params().nodes(), masks.nodes()));
+    }
+    for (id, node) in net.graph().iter() {
+        let (vars, arrays) = (net.params().get(id), masks.get(id));
+        if vars.len() != arrays.len() {
+            return bad(format!(
+                "node `{}`: expected {} tensors, found {}",
+                node.name(),
+                vars.len(),
+                arrays.len()
+            ));
+        }
+        for (slot, (var, mask)) in vars.iter().zip(arrays).enumerate() {
+            let name = || net.graph().tensor_name(id, slot);
+            if var.dims() != mask.dims() {
+                return bad(format!("`{}`: expected dims {:?}, found {:?}", name(), var.dims(), mask.dims()));
+            }
+            if let Some(value) = mask.data().iter().find(|v| **v != 0.0 && **v != 1.0) {
+                return bad(format!("`{}`: expected 0 or 1, found {value}", name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

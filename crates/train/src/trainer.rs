@@ -1,0 +1,266 @@
+use crate::net::{Mode, Net, read};
+use crate::sgd::{NotFinite, Sgd};
+use crate::sweep::{Sweep, Trace, logits, loss_on_tape};
+use crate::{Error, Recipe, Result};
+use candle_core::{Device, Tensor};
+use cofilter_graph::{Array, Model, NodeId, Params, Role, Shape};
+use std::time::Instant;
+
+/// A network in training, one iteration at a time. [`crate::fit`] is the loop around it.
+pub struct Trainer {
+    net: Net,
+    sgd: Sgd,
+    sweep: Sweep,
+    recipe: Recipe,
+    heads: Vec<NodeId>,
+    head_weights: Vec<f64>,
+    iteration: u64,
+}
+
+/// What one iteration did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The iteration, counted from 0.
+    pub iteration: u64,
+    /// Weighted sum of the heads' losses, before the update.
+    pub loss: f64,
+    /// Mean cross entropy of each head.
+    pub losses: Vec<f64>,
+    /// Images of the batch whose label the main head ranked first, before the update.
+    pub correct: usize,
+    /// Rate of the update.
+    pub learning_rate: f64,
+    /// Norm of the force relative to that of the gradient of loss and decay, over the regularised tensors.
+    pub force_share: Option<f64>,
+    /// Time of the forward pass, the backward pass and the update, in seconds.
+    pub seconds: [f64; 3],
+}
+
+impl Trainer {
+    /// Puts a model on a device, masked if there are masks (0 or 1 for each number).
+    ///
+    /// # Errors
+    /// [`Error::Recipe`], [`Error::Input`] for masks of another network or heads without class scores,
+    /// [`Error::Tensor`].
+    pub fn new(
+        model: &Model,
+        recipe: &Recipe,
+        masks: Option<&Params<Array>>,
+        device: &Device,
+    ) -> Result<Self> {
+        recipe.check(model.graph())?;
+        let net = Net::new(model, device)?;
+        for id in net.graph().outputs() {
+            let node = net.graph().node(*id);
+            if !matches!(node.shape(), Shape::Vector(_)) {
+                return Err(Error::Input(format!(
+                    "output `{}`: expected a vector of class scores, found {}",
+                    node.name(),
+                    node.shape()
+                )));
+            }
+        }
+        let sgd = Sgd::new(recipe, &net, masks)?;
+        sgd.apply_masks(&net)?;
+        let heads: Vec<NodeId> = net.graph().outputs().iter().map(|o| logits(&net, *o)).collect();
+        let head_weights = recipe.head_weights(heads.len());
+        let recipe = recipe.clone();
+        Ok(Self { net, sgd, sweep: Sweep::default(), recipe, heads, head_weights, iteration: 0 })
+    }
+
+    /// The network as it is now.
+    #[must_use]
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Iterations done.
+    #[must_use]
+    pub fn iteration(&self) -> u64 {
+        self.iteration
+    }
+
+    /// Momentum of each tensor; zeros for statistics.
+    #[must_use]
+    pub fn momentum(&self) -> &Params<Vec<f32>> {
+        self.sgd.velocity()
+    }
+
+    /// Continues a run after `iteration` iterations with these momenta; the network must hold its numbers of then.
+    pub(crate) fn resume(&mut self, iteration: u64, momentum: Params<Vec<f32>>) {
+        self.iteration = iteration;
+        self.sgd.set_velocity(momentum);
+    }
+
+    /// A buffer of `len` numbers to fill with images, one of earlier iterations if there is one. Contents are arbitrary.
+    pub fn buffer(&mut self, len: usize) -> Vec<f32> {
+        self.sweep.pool().take(len)
+    }
+
+    /// One iteration on `images` `[N, C, H, W]` and their labels. `measure` asks for the share of the force.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where images and labels do not fit, [`Error::Diverged`] with the first node that is not finite;
+    /// after it the network may be partly updated.
+    pub fn step(&mut self, images: Vec<f32>, labels: &[u32], measure: bool) -> Result<Step> {
+        self.check_batch(&images, labels)?;
+        let rate = self.recipe.rate(self.iteration);
+        let pass =
+            if self.net.device().is_cpu() { self.sweep(images, labels)? } else { self.tape(images, labels)? };
+        let Pass { losses, correct, mut gradients, seconds: [forward, backward] } = pass;
+        let loss = losses.iter().zip(&self.head_weights).map(|(l, w)| l * w).sum();
+        let start = Instant::now();
+        let update = self.sgd.update(&self.net, &mut gradients, self.iteration, rate, measure)?;
+        let update = update.map_err(|found| self.diverged(&found, loss))?;
+        self.check_statistics(loss)?;
+        for (id, _) in self.net.graph().iter() {
+            let spent = gradients.get_mut(id).iter_mut().filter_map(Option::take);
+            spent.for_each(|gradient| self.sweep.pool().give(gradient));
+        }
+        let step = Step {
+            iteration: self.iteration,
+            loss,
+            losses,
+            correct,
+            learning_rate: rate,
+            force_share: update.force_share,
+            seconds: [forward, backward, start.elapsed().as_secs_f64()],
+        };
+        self.iteration += 1;
+        Ok(step)
+    }
+
+    fn check_batch(&self, images: &[f32], labels: &[u32]) -> Result<()> {
+        let len = self.net.graph().input_shape().elements();
+        if labels.is_empty() || images.len() != labels.len() * len {
+            return Err(Error::Input(format!(
+                "batch: expected {len} numbers for each of {} images, found {}",
+                labels.len(),
+                images.len()
+            )));
+        }
+        for head in &self.heads {
+            let node = self.net.graph().node(*head);
+            let classes = node.shape().elements();
+            if let Some(label) = labels.iter().find(|l| **l as usize >= classes) {
+                return Err(Error::Input(format!(
+                    "label {label}, but `{}` has {classes} classes",
+                    node.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::Train { seed: self.recipe.seed, iteration: self.iteration }
+    }
+
+    fn sweep(&mut self, images: Vec<f32>, labels: &[u32]) -> Result<Pass> {
+        let start = Instant::now();
+        let trace = self.sweep.forward(&self.net, images, self.mode(), &self.heads, true)?;
+        let mut losses = Vec::with_capacity(self.heads.len());
+        let mut seeds = Vec::with_capacity(self.heads.len());
+        let mut correct = 0;
+        for (head, weight) in self.heads.iter().zip(&self.head_weights) {
+            let Some(value) = trace.value(*head) else { continue };
+            if losses.is_empty() {
+                let classes = value.dims[1];
+                correct = count_correct(value.data(), classes, labels);
+            }
+            let (loss, grad) = self.sweep.loss(value, labels, *weight);
+            losses.push(loss);
+            seeds.push((*head, grad));
+        }
+        let forward = start.elapsed().as_secs_f64();
+        if losses.iter().any(|l| !l.is_finite()) {
+            return Err(self.first_bad_value(&trace, &losses)?);
+        }
+        let start = Instant::now();
+        let gradients = self.sweep.backward(&self.net, trace, seeds, self.sgd.wanted())?;
+        Ok(Pass { losses, correct, gradients, seconds: [forward, start.elapsed().as_secs_f64()] })
+    }
+
+    /// The same on candle's tape.
+    fn tape(&mut self, images: Vec<f32>, labels: &[u32]) -> Result<Pass> {
+        let start = Instant::now();
+        let dims: Vec<usize> =
+            std::iter::once(labels.len()).chain(self.net.graph().input_shape().dims()).collect();
+        let images = Tensor::from_vec(images, dims, self.net.device())?;
+        let heads = self.net.forward_to(&images, self.mode(), &self.heads)?;
+        let (losses, total) = loss_on_tape(&heads, labels, &self.head_weights)?;
+        let scores = heads[0].flatten_all()?.to_vec1::<f32>()?;
+        let correct = count_correct(&scores, heads[0].dim(1)?, labels);
+        let forward = start.elapsed().as_secs_f64();
+        if let Some(head) = losses.iter().position(|l| !l.is_finite()) {
+            let loss = losses.iter().zip(&self.head_weights).map(|(l, w)| l * w).sum();
+            let node = self.net.graph().node(self.heads[head]).name().to_owned();
+            return Err(Error::Diverged { iteration: self.iteration, what: "output".into(), node, loss });
+        }
+        let start = Instant::now();
+        let grads = total.backward()?;
+        let gradients = self.net.params().try_map(|id, slot, var| -> Result<Option<Vec<f32>>> {
+            if !self.sgd.wanted().get(id)[slot] {
+                return Ok(None);
+            }
+            grads.get(var).map(|g| Ok(g.flatten_all()?.to_vec1()?)).transpose()
+        })?;
+        Ok(Pass { losses, correct, gradients, seconds: [forward, start.elapsed().as_secs_f64()] })
+    }
+
+    /// The first node, in graph order, with a weight or an output that is not finite.
+    fn first_bad_value(&self, trace: &Trace, losses: &[f64]) -> Result<Error> {
+        let loss = losses.iter().zip(&self.head_weights).map(|(l, w)| l * w).sum();
+        for (id, node) in self.net.graph().iter() {
+            for (slot, var) in self.net.params().get(id).iter().enumerate() {
+                if !read(var, |w| w.iter().all(|v| v.is_finite()))? {
+                    return Ok(self.diverged(&NotFinite { node: id, slot, what: "weight" }, loss));
+                }
+            }
+            if trace.value(id).is_some_and(|v| v.data().iter().any(|x| !x.is_finite())) {
+                let node = node.name().to_owned();
+                return Ok(Error::Diverged { iteration: self.iteration, what: "output".into(), node, loss });
+            }
+        }
+        let node = self.net.graph().node(self.heads[0]).name().to_owned();
+        Ok(Error::Diverged { iteration: self.iteration, what: "loss".into(), node, loss })
+    }
+
+    /// Running statistics are no part of the update, and an infinite variance makes values 0, not infinite.
+    fn check_statistics(&self, loss: f64) -> Result<()> {
+        for (node, slot, var) in self.net.params().iter() {
+            let is_statistic = self.net.slots(node)[slot].role == Role::Statistic;
+            if is_statistic && !read(var, |s| s.iter().all(|v| v.is_finite()))? {
+                return Err(self.diverged(&NotFinite { node, slot, what: "statistic" }, loss));
+            }
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, found: &NotFinite, loss: f64) -> Error {
+        let NotFinite { node, slot, what } = *found;
+        let slot = self.net.slots(node)[slot].name;
+        Error::Diverged {
+            iteration: self.iteration,
+            what: if what == slot { what.into() } else { format!("{what} ({slot})") },
+            node: self.net.graph().node(node).name().into(),
+            loss,
+        }
+    }
+}
+
+struct Pass {
+    losses: Vec<f64>,
+    correct: usize,
+    gradients: Params<Option<Vec<f32>>>,
+    seconds: [f64; 2],
+}
+
+/// Rows whose label has the highest score, the first of equal ones.
+fn count_correct(scores: &[f32], classes: usize, labels: &[u32]) -> usize {
+    let rows = scores.chunks_exact(classes).zip(labels);
+    rows.filter(|(row, label)| crate::evaluate::rank_of(row, **label as usize) == 0).count()
+}
+
+#[cfg(test)]
+mod tests;
