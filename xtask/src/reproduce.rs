@@ -21,8 +21,12 @@ fn hand_over(command: &str, args: &[String]) -> Result<()> {
         .chain(args.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ");
+    // Without this variable candle asks the system for the number of cores at every product, which takes 30 us.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let threads = args.iter().position(|a| a == "--threads").and_then(|i| args.get(i + 1)).unwrap_or(&cores);
     let status = cargo(&["run", "--quiet", "--release", "--package", "cofilter-repro", "--", command])
         .args(args)
+        .env("RAYON_NUM_THREADS", threads)
         .env("COFILTER_ROOT", root())
         .env("COFILTER_COMMAND", typed)
         .env("COFILTER_COMMIT", format!("{commit}{}", if clean { "" } else { "-dirty" }))

@@ -201,6 +201,9 @@ impl GraphJson {
     }
 }
 
+/// Prefix of the temporary files of [`write_atomically`]; a process that is killed while writing leaves one behind.
+pub const TEMPORARY_PREFIX: &str = ".cofilter-";
+
 /// Writes a file so that it is there whole or not at all: to a temporary file in the same folder, flushed to the disk,
 /// then renamed.
 ///
@@ -210,6 +213,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = |source| Error::Io { path: path.into(), source };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY_PREFIX);
     // As any new file, by the process's mask; a temporary file is else for its owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

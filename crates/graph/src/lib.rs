@@ -36,7 +36,7 @@ mod shape;
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
 pub use error::{Error, Result};
-pub use file::{Artifact, FORMAT_VERSION, write_atomically};
+pub use file::{Artifact, FORMAT_VERSION, TEMPORARY_PREFIX, write_atomically};
 pub use graph::{Graph, Node, NodeId};
 pub use init::{Filler, Init};
 pub use model::{Model, Rewriter};

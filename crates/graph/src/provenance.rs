@@ -52,9 +52,10 @@ pub struct Preprocessing {
 pub enum Subtract {
     /// Nothing.
     Nothing,
-    /// One number by channel.
+    /// One number by channel, in the order of the network's planes.
     Channel(Vec<f32>),
-    /// A whole mean image `[channels, height, width]` of the crop's extents.
+    /// A mean image `[channels, height, width]`, planes in the network's order: of the image's extents before cropping, taken
+    /// at the crop's position, or of the crop's.
     Pixel(Vec<f32>),
 }
 

@@ -1,1 +1,49 @@
-//! Low-rank approximation of convolutions and fully connected layers.
+//! Low-rank approximation of convolutions and fully connected layers: a pass from model to model.
+//!
+//! The filters of a layer are the rows of a matrix `W` of `N` filters by `L = C*H*W` weights. [`decompose`] replaces
+//! the layer by a basis of `M` filters (`<name>_lowrank`, no bias) and a 1x1 combination (`<name>_linear`, with the
+//! bias) whose product is the best approximation of `W` of rank `M` (Eckart and Young); Wen et al. 2017, section 3,
+//! "cross-filter low-rank approximation". [`analyse`] tells spectra and ranks without changing anything, and
+//! [`recompose`] multiplies the pairs out again.
+//!
+//! Everything is computed in `f64` on one thread a layer, layers side by side, so the result has the same bits for any
+//! number of threads. Another processor may choose other vector instructions and differ in the last bits.
+//!
+//! ```
+//! use cofilter_graph::{Conv2d, Graph, Init, Model, Shape};
+//! use cofilter_lowrank::{Method, RankRule, Settings, decompose};
+//!
+//! let mut b = Graph::builder();
+//! let x = b.input("data", Shape::map(3, 32, 32))?;
+//! let x = b.conv2d("conv1", x, Conv2d { padding: [2, 2], ..Conv2d::new(32, 5) })?;
+//! let model = Model::init(b.finish(&[x])?, &Init::default(), 1)?;
+//!
+//! let settings = Settings { rule: RankRule::Energy(0.95), ..Settings::default() };
+//! let (small, report) = decompose(&model, &settings)?;
+//! assert!(small.graph().find("conv1_lowrank").is_ok() && small.graph().find("conv1_linear").is_ok());
+//! assert!(report.layers[0].energy >= 0.95 && report.layers[0].rank < 32);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod analyse;
+mod cost;
+mod decompose;
+mod error;
+mod factor;
+mod layer;
+mod project;
+mod recompose;
+mod report;
+mod settings;
+mod spectrum;
+
+pub use analyse::{Analysis, analyse};
+pub use cost::{break_even_rank, theoretical_speedup};
+pub use decompose::decompose;
+pub use error::{Error, Result};
+pub use layer::LayerKind;
+pub use project::low_rank_random;
+pub use recompose::recompose;
+pub use report::{GroupReport, LayerReport, Report};
+pub use settings::{Method, RankRule, Settings};
+pub use spectrum::Spectrum;

@@ -68,9 +68,6 @@ fn run(options: &Options) -> Result<()> {
     })?;
     rayon::ThreadPoolBuilder::new().num_threads(options.thread_count()).build_global()?;
     let folder = options.folder();
-    if options.fresh && folder.join("stages").is_dir() {
-        std::fs::remove_dir_all(folder.join("stages"))?;
-    }
     let report = match options.experiment {
         Experiment::Lenet => lenet::run(options)?,
         Experiment::Speed => speed::run(options)?,

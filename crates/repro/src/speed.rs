@@ -46,7 +46,7 @@ struct LayerResult {
 /// # Errors
 /// If outputs of the dense and the low-rank form differ, or a network cannot be compiled.
 pub fn run(options: &Options) -> Result<Report> {
-    let store = Store::open(&options.folder().join("stages"))?;
+    let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let batches: &[usize] = if options.quick { &[1] } else { &[1, 8] };
     let mut arms = Vec::new();
     let mut claims = Vec::new();

@@ -3,15 +3,18 @@
 
 use crate::machine;
 use anyhow::{Context as _, Result, bail};
-use cofilter_graph::{Artifact, write_atomically};
+use cofilter_graph::{Artifact, TEMPORARY_PREFIX, write_atomically};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Rises when a stage of the same settings would give something else than before.
 const GENERATION: u32 = 1;
+
+/// File that a running process holds a lock on.
+const LOCK: &str = "lock";
 
 /// What a stage is made from.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ impl Key {
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// Held while the store is open.
+    _lock: File,
     log: RefCell<Vec<StageLog>>,
 }
 
@@ -64,13 +69,30 @@ pub struct StageLog {
 }
 
 impl Store {
-    /// Opens or makes the folder.
+    /// Opens or makes the folder, for this process alone, and clears what a killed one left half written; if `fresh`, all
+    /// finished stages too.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn open(folder: &Path) -> Result<Self> {
+    /// If another run is using the folder, or what the system says.
+    pub fn open(folder: &Path, fresh: bool) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(Self { folder: folder.to_owned(), log: RefCell::default() })
+        let path = folder.join(LOCK);
+        let lock = File::create(&path).with_context(|| path.display().to_string())?;
+        if let Err(error) = lock.try_lock() {
+            bail!("{}: another run is using it ({error})", folder.display());
+        }
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let gone = match (fresh && name != LOCK, path.is_dir()) {
+                (true, true) => fs::remove_dir_all(&path),
+                (true, false) => fs::remove_file(&path),
+                (false, _) if name.starts_with(TEMPORARY_PREFIX) => fs::remove_file(&path),
+                (false, _) => Ok(()),
+            };
+            gone.with_context(|| path.display().to_string())?;
+        }
+        Ok(Self { folder: folder.to_owned(), _lock: lock, log: RefCell::default() })
     }
 
     /// What became of each stage so far.
@@ -175,10 +197,15 @@ mod tests {
     fn a_finished_stage_is_not_run_again() {
         let folder = tempfile::tempdir().unwrap();
         let key = Key::new("fit", &["parent"], &1);
-        let first = Store::open(folder.path()).unwrap().artifact(&key, |_| Ok((artifact(1), 7))).unwrap();
-        let again = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), false).unwrap();
+        assert!(Store::open(folder.path(), false).unwrap_err().to_string().contains("another run"));
+        let first = store.artifact(&key, |_| Ok((artifact(1), 7))).unwrap();
+        drop(store);
+        fs::write(folder.path().join(format!("{TEMPORARY_PREFIX}x")), "half").unwrap();
+        let again = Store::open(folder.path(), false).unwrap();
         assert_eq!(again.artifact::<i32>(&key, |_| panic!("run twice")).unwrap(), first);
         assert!(again.log()[0].cached);
+        assert!(!folder.path().join(format!("{TEMPORARY_PREFIX}x")).exists());
         let other = Key::new("fit", &["parent"], &2);
         assert_ne!(again.artifact(&other, |_| Ok((artifact(2), 7))).unwrap().0.model, first.0.model);
     }
@@ -186,7 +213,7 @@ mod tests {
     #[test]
     fn a_failed_stage_keeps_its_checkpoints_and_leaves_no_result() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), false).unwrap();
         let key = Key::new("fit", &[], &());
         let failed = store.artifact::<()>(&key, |work| {
             fs::write(work.join("checkpoint"), "half").unwrap();
@@ -198,13 +225,13 @@ mod tests {
             Ok((artifact(3), ()))
         });
         assert_eq!(done.unwrap().0.model, artifact(3).model);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the results are left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "only the results and the lock are left");
     }
 
     #[test]
     fn a_damaged_result_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), false).unwrap();
         let key = Key::new("fit", &[], &());
         store.artifact(&key, |_| Ok((artifact(1), ()))).unwrap();
         let path = folder.path().join(key.file("safetensors"));

@@ -65,7 +65,7 @@ impl Results {
 pub fn run(options: &Options) -> Result<Report> {
     let (split, settings) = open_data(options)?;
     let preprocessing = cofilter_data::preprocessing::lenet(split.train.classes());
-    let store = Store::open(&options.folder().join("stages"))?;
+    let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let pipeline =
         Pipeline { options, settings: &settings, data: &split, preprocessing: &preprocessing, store: &store };
     let results = train_all(&pipeline)?;

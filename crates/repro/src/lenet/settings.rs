@@ -45,8 +45,8 @@ impl Settings {
             train_images: None,
             test_images: None,
             energy: 0.95,
-            strength_l1: 1e-3,
-            strength_l2: 1e-3,
+            strength_l1: 5e-4,
+            strength_l2: 3e-4,
             sparsity: 0.8,
         }
     }

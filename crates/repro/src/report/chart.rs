@@ -175,8 +175,7 @@ fn points(svg: &mut String, series: &[LineSeries], joined: bool) {
         let color = s % 8;
         let drawn = || one.points.iter().filter(|p| p[0].is_finite() && p[1].is_finite());
         if joined {
-            let path: Vec<String> =
-                drawn().map(|p| place(p)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            let path: Vec<String> = drawn().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             let _ = writeln!(svg, "<polyline class=\"l{color}\" points=\"{}\"/>", path.join(" "));
         }
         if !joined || one.points.len() <= 40 {

@@ -1,0 +1,296 @@
+//! Convolution: GFLOP/s and share of the measured multiply-add peak, forward and backward.
+//!
+//! `cargo bench -p cofilter-kernels --bench conv [-- NAME..]` first checks every operation of every shape
+//! against f64 sums, then prints medians of interleaved runs on one thread and in the global pool. Names
+//! select shapes.
+#![expect(unsafe_code, reason = "the peak is measured with the instructions that the kernels use")]
+
+use std::time::{Duration, Instant};
+
+use cofilter_kernels::{
+    ConvShape, Epilogue, PackedConv, Par, conv2d, conv2d_backward_src, conv2d_backward_weight, cpu_tier,
+};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// Interleaved runs of which the median is printed.
+const ROUNDS: usize = 15;
+/// Results of each operation that are compared with f64 sums.
+const CHECKED: usize = 50;
+
+/// Name, batch, in_channels, in_size, out_channels, kernel, stride, padding, groups.
+type Case = (&'static str, [usize; 8]);
+
+const CASES: &[Case] = &[
+    ("lenet-conv1", [64, 1, 28, 20, 5, 1, 0, 1]),
+    ("lenet-conv2", [64, 20, 12, 50, 5, 1, 0, 1]),
+    ("alexnet-conv1", [8, 3, 227, 96, 11, 4, 0, 1]),
+    ("alexnet-conv2", [8, 96, 27, 256, 5, 1, 2, 2]),
+    ("alexnet-conv3", [8, 256, 13, 384, 3, 1, 1, 1]),
+    ("alexnet-conv3-single", [1, 256, 13, 384, 3, 1, 1, 1]),
+    ("alexnet-conv4", [8, 384, 13, 384, 3, 1, 1, 2]),
+    ("resnet20-16", [128, 16, 32, 16, 3, 1, 1, 1]),
+    ("resnet20-32", [128, 32, 16, 32, 3, 1, 1, 1]),
+    ("resnet20-64", [128, 64, 8, 64, 3, 1, 1, 1]),
+    ("resnet18-64", [1, 64, 56, 64, 3, 1, 1, 1]),
+    ("resnet18-128", [1, 128, 28, 128, 3, 1, 1, 1]),
+    ("resnet18-128-stride2", [8, 64, 56, 128, 3, 2, 1, 1]),
+    ("resnet18-256", [1, 256, 14, 256, 3, 1, 1, 1]),
+    ("resnet18-512", [8, 512, 7, 512, 3, 1, 1, 1]),
+    ("resnet50-1x1-64-256", [1, 64, 56, 256, 1, 1, 0, 1]),
+    ("resnet50-1x1-1024-256", [8, 1024, 14, 256, 1, 1, 0, 1]),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let measure = arguments.iter().any(|argument| argument == "--bench");
+    let names: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    let threads = rayon::current_num_threads();
+    println!("tier {}, {threads} threads, peak {:.0} GFLOP/s on one", cpu_tier(), peak());
+    println!(
+        "{:22} {:>6} {:>18} {:>18} {:>18} {:>18}",
+        "GFLOP/s (% of peak)", "thread", "packed forward", "forward", "backward src", "backward weight"
+    );
+    for case in CASES
+        .iter()
+        .filter(|(name, _)| names.is_empty() || names.iter().any(|wanted| name.contains(wanted.as_str())))
+    {
+        run(case, measure, threads);
+    }
+}
+
+/// Tensors of one case.
+struct Tensors {
+    src: Vec<f32>,
+    weight: Vec<f32>,
+    grad_dst: Vec<f32>,
+    /// Results: packed forward, forward, gradient of the source, gradient of the weight.
+    results: [Vec<f32>; 4],
+    packed: PackedConv,
+    scratch: Vec<f32>,
+}
+
+fn run(
+    &(name, [batch, in_channels, size, out_channels, kernel, stride, padding, groups]): &Case,
+    measure: bool,
+    threads: usize,
+) {
+    let shape = ConvShape {
+        batch,
+        in_channels,
+        in_size: [size; 2],
+        out_channels,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [padding; 2],
+        dilation: [1, 1],
+        groups,
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut random = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+    let (src, weight, grad_dst) =
+        (random(shape.src_len()), random(shape.weight_len()), random(shape.dst_len()));
+    let packed = PackedConv::new(&shape, &weight, None);
+    let scratch = vec![0.0; packed.scratch_len(batch, threads)];
+    let results = [shape.dst_len(), shape.dst_len(), shape.src_len(), shape.weight_len()]
+        .map(|len| vec![f32::NAN; len]);
+    let mut tensors = Tensors { src, weight, grad_dst, results, packed, scratch };
+    for operation in 0..4 {
+        operate(&shape, &mut tensors, operation, Par::Rayon);
+    }
+    check(name, &shape, &tensors);
+    if !measure {
+        println!("{name:22} right");
+        return;
+    }
+    // The peak moves with the clock, so it is measured beside the runs.
+    let (mut times, mut peaks) = ([const { Vec::new() }; 8], Vec::new());
+    for _ in 0..ROUNDS {
+        peaks.push(peak());
+        for (i, times) in times.iter_mut().enumerate() {
+            let par = if i < 4 { Par::Serial } else { Par::Rayon };
+            let start = Instant::now();
+            operate(&shape, &mut tensors, i % 4, par);
+            times.push(start.elapsed());
+        }
+    }
+    peaks.sort_by(f64::total_cmp);
+    let peak = peaks[ROUNDS / 2];
+    for (times, threads) in times.chunks_mut(4).zip([1, threads]) {
+        let cells = times.iter_mut().map(|times| {
+            times.sort();
+            let rate = 2.0 * shape.macs() as f64
+                / times[ROUNDS / 2].max(Duration::from_nanos(1)).as_secs_f64()
+                / 1e9;
+            format!("{rate:11.1} ({:3.0} %)", 100.0 * rate / (peak * threads as f64))
+        });
+        println!("{name:22} {threads:>6} {}", cells.collect::<Vec<_>>().join(" "));
+    }
+}
+
+/// Runs one operation.
+fn operate(shape: &ConvShape, tensors: &mut Tensors, operation: usize, par: Par) {
+    let Tensors { src, weight, grad_dst, results, packed, scratch } = tensors;
+    let dst = &mut results[operation];
+    match operation {
+        0 => packed.run(shape.batch, src, Epilogue::default(), dst, scratch, par),
+        1 => conv2d(shape, src, weight, None, dst, par),
+        2 => conv2d_backward_src(shape, grad_dst, weight, dst, par),
+        _ => conv2d_backward_weight(shape, src, grad_dst, dst, par),
+    }
+}
+
+/// Compares some results of every operation with f64 sums straight from the definition.
+fn check(name: &str, shape: &ConvShape, tensors: &Tensors) {
+    let [oh, ow] = shape.out_size();
+    let ([ih, iw], [kh, kw]) = (shape.in_size, shape.kernel);
+    let (channels, filters) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
+    // Index of the input pixel that a tap of an output reads.
+    let read = |n: usize, o: usize, c: usize, [y, x]: [usize; 2], [r, s]: [usize; 2]| {
+        let row = (y * shape.stride[0] + r).wrapping_sub(shape.padding[0]);
+        let col = (x * shape.stride[1] + s).wrapping_sub(shape.padding[1]);
+        let channel = n * shape.in_channels + o / filters * channels + c;
+        (row < ih && col < iw).then(|| (channel * ih + row) * iw + col)
+    };
+    let pairs = |height: usize, width: usize| (0..height).flat_map(move |y| (0..width).map(move |x| [y, x]));
+    for i in 0..CHECKED {
+        let sample = |len: usize| i * (len - 1) / (CHECKED - 1);
+        let at = sample(shape.dst_len());
+        let (n, o, pixel) = (
+            at / (oh * ow) / shape.out_channels,
+            at / (oh * ow) % shape.out_channels,
+            [at / ow % oh, at % ow],
+        );
+        let mut sum = 0.0;
+        for c in 0..channels {
+            for tap @ [r, s] in pairs(kh, kw) {
+                if let Some(src) = read(n, o, c, pixel, tap) {
+                    sum += f64::from(tensors.src[src])
+                        * f64::from(tensors.weight[((o * channels + c) * kh + r) * kw + s]);
+                }
+            }
+        }
+        expect(name, tensors.results[0][at], sum, shape.weight_len() / shape.out_channels);
+        expect(name, tensors.results[1][at], sum, shape.weight_len() / shape.out_channels);
+
+        let at = sample(shape.weight_len());
+        let (o, c, tap) = (at / (kh * kw) / channels, at / (kh * kw) % channels, [at / kw % kh, at % kw]);
+        let mut sum = 0.0;
+        for n in 0..shape.batch {
+            for pixel @ [y, x] in pairs(oh, ow) {
+                if let Some(src) = read(n, o, c, pixel, tap) {
+                    let dst = ((n * shape.out_channels + o) * oh + y) * ow + x;
+                    sum += f64::from(tensors.src[src]) * f64::from(tensors.grad_dst[dst]);
+                }
+            }
+        }
+        expect(name, tensors.results[3][at], sum, shape.batch * oh * ow);
+
+        let at = sample(shape.src_len());
+        let (n, channel) = (at / (ih * iw) / shape.in_channels, at / (ih * iw) % shape.in_channels);
+        let (group, c) = (channel / channels, channel % channels);
+        let mut sum = 0.0;
+        for o in group * filters..(group + 1) * filters {
+            for [r, s] in pairs(kh, kw) {
+                // The output that reads the pixel at this tap, if there is one.
+                let output = |pixel: usize, tap: usize, d: usize, len: usize| {
+                    let place = (pixel + shape.padding[d]).checked_sub(tap)?;
+                    (place % shape.stride[d] == 0 && place / shape.stride[d] < len)
+                        .then(|| place / shape.stride[d])
+                };
+                if let (Some(y), Some(x)) = (output(at / iw % ih, r, 0, oh), output(at % iw, s, 1, ow)) {
+                    let dst = ((n * shape.out_channels + o) * oh + y) * ow + x;
+                    let weight = ((o * channels + c) * kh + r) * kw + s;
+                    sum += f64::from(tensors.grad_dst[dst]) * f64::from(tensors.weight[weight]);
+                }
+            }
+        }
+        expect(name, tensors.results[2][at], sum, filters * kh * kw);
+    }
+}
+
+/// Panics unless a sum of `terms` products of numbers in -1..1 is right up to rounding.
+fn expect(name: &str, got: f32, expected: f64, terms: usize) {
+    let tolerance = 2e-6 * (terms as f64).sqrt() + 1e-7 * terms as f64;
+    assert!((f64::from(got) - expected).abs() <= tolerance, "{name}: {got}, expected {expected}");
+}
+
+/// GFLOP/s of multiply-adds that wait for nothing, in the vectors of the active tier.
+fn peak() -> f64 {
+    const STEPS: usize = 100_000;
+    let lanes = match cpu_tier() {
+        "avx512" => 16,
+        "avx2" => 8,
+        _ => 4,
+    };
+    let start = Instant::now();
+    let chains = std::hint::black_box(multiply_adds(std::hint::black_box(STEPS)));
+    2.0 * (STEPS * chains * lanes) as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+/// Runs `steps` multiply-adds in each of several independent chains, and returns how many chains.
+#[cfg(target_arch = "x86_64")]
+fn multiply_adds(steps: usize) -> usize {
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f")]
+    fn avx512(steps: usize) -> f32 {
+        let (scale, shift) = (_mm512_set1_ps(0.999), _mm512_set1_ps(0.5));
+        let mut chains = [shift; 24];
+        for _ in 0..steps {
+            for chain in &mut chains {
+                *chain = _mm512_fmadd_ps(*chain, scale, shift);
+            }
+        }
+        let mut sum = shift;
+        for chain in chains {
+            sum = _mm512_add_ps(sum, chain);
+        }
+        _mm512_reduce_add_ps(sum)
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(steps: usize) -> f32 {
+        let (scale, shift) = (_mm256_set1_ps(0.999), _mm256_set1_ps(0.5));
+        let mut chains = [shift; 12];
+        for _ in 0..steps {
+            for chain in &mut chains {
+                *chain = _mm256_fmadd_ps(*chain, scale, shift);
+            }
+        }
+        let mut sum = shift;
+        for chain in chains {
+            sum = _mm256_add_ps(sum, chain);
+        }
+        _mm256_cvtss_f32(sum)
+    }
+
+    match cpu_tier() {
+        "avx512" => {
+            // SAFETY: the tier is active only where the machine has AVX-512.
+            std::hint::black_box(unsafe { avx512(steps) });
+            24
+        }
+        "avx2" => {
+            // SAFETY: the tier is active only where the machine has AVX2 and FMA.
+            std::hint::black_box(unsafe { avx2(steps) });
+            12
+        }
+        _ => plain_multiply_adds(steps),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn multiply_adds(steps: usize) -> usize {
+    plain_multiply_adds(steps)
+}
+
+fn plain_multiply_adds(steps: usize) -> usize {
+    let mut chains = [[0.5_f32; 4]; 8];
+    for _ in 0..steps {
+        chains = chains.map(|chain| chain.map(|number| number * 0.999 + 0.5));
+    }
+    std::hint::black_box(chains);
+    8
+}

@@ -1,0 +1,44 @@
+use crate::decompose::check_rank;
+use crate::factor::Factors;
+use crate::layer::Layer;
+use crate::{Method, Result};
+use cofilter_graph::{Array, Model};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Projects the weights of these layers to the nearest of exactly this rank (up to the rounding of `f32`); graph and
+/// all other numbers stay. With drawn weights this makes a network whose decomposition at these ranks is exact, for
+/// measuring speed without training.
+///
+/// Ranks are summed over groups and rounded down to a multiple of their number, as in [`crate::RankRule::Ranks`].
+///
+/// # Errors
+/// [`crate::Error::UnknownLayer`] and [`crate::Error::NotALayer`] for names, [`crate::Error::Rank`] and
+/// [`crate::Error::RankBelowGroups`] for ranks, [`crate::Error::Graph`] for weights that are not finite,
+/// [`crate::Error::NoConvergence`].
+pub fn low_rank_random(model: &Model, ranks: &BTreeMap<String, usize>) -> Result<Model> {
+    let mut layers = Vec::with_capacity(ranks.len());
+    for (name, rank) in ranks {
+        let layer = Layer::find(model, "the list of ranks", name)?;
+        check_rank(&layer, *rank)?;
+        layer.check_finite()?;
+        layers.push((layer, rank / layer.groups));
+    }
+    let projected: Vec<Result<Array>> =
+        layers.par_iter().map(|(layer, group_rank)| project(layer, *group_rank)).collect();
+    let mut params = model.params().clone();
+    for ((layer, _), weight) in layers.iter().zip(projected) {
+        params.get_mut(layer.id)[0] = weight?;
+    }
+    Ok(model.with_params(params)?)
+}
+
+fn project(layer: &Layer<'_>, group_rank: usize) -> Result<Array> {
+    let rows = layer.group_filters();
+    let mut weight = Vec::with_capacity(layer.filters * layer.len);
+    for g in 0..layer.groups {
+        let factors = Factors::new(layer.name, layer.group(g), rows, layer.len, true)?;
+        weight.extend(factors.pair(group_rank, Method::Pca).product(rows, layer.len));
+    }
+    Ok(Array::new(layer.weight.dims().to_vec(), weight))
+}

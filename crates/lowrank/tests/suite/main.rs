@@ -1,0 +1,15 @@
+//! What the decomposition promises, against loops and tables that know nothing of it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot build its case has failed")]
+
+mod determinism;
+mod errors;
+mod fixtures;
+mod groups;
+mod identity;
+mod networks;
+mod oracle;
+mod paper;
+mod projection;
+mod recomposition;
+mod rules;
+mod truncation;

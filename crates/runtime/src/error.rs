@@ -1,0 +1,57 @@
+/// What can be wrong when a network is compiled or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The network itself is not usable: a pass failed, or a tensor is not finite.
+    #[error(transparent)]
+    Model(#[from] cofilter_graph::Error),
+    /// An option has no sensible meaning.
+    #[error("option `{option}`: {reason}")]
+    Option {
+        /// Name of the field of [`Options`](crate::Options).
+        option: &'static str,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A node computes something that the backend cannot.
+    #[error("node `{node}`: the {backend} backend has no {op}")]
+    Unsupported {
+        /// Name of the node.
+        node: String,
+        /// Name of the backend.
+        backend: &'static str,
+        /// What the node computes.
+        op: &'static str,
+    },
+    /// The images are not a batch that the plan takes.
+    #[error("images: expected n * {image_len} values for n in 1..={batch} images, found {found}")]
+    Images {
+        /// Values of one image.
+        image_len: usize,
+        /// Most images of one run.
+        batch: usize,
+        /// Values given.
+        found: usize,
+    },
+    /// The slice for the result does not fit the images.
+    #[error("logits: expected {expected} values for {images} images, found {found}")]
+    Logits {
+        /// Values that the result of these images has.
+        expected: usize,
+        /// Images given.
+        images: usize,
+        /// Values there is room for.
+        found: usize,
+    },
+    /// The threads of a plan could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// Number asked for.
+        threads: usize,
+        /// What the system said.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,144 @@
+use cofilter_graph::{Array, Model, NodeId, Op, Shape};
+
+/// A step whose values have no place yet. Value 0 is the images, value `i + 1` the result of draft `i`; a shape goes
+/// with each use, since flattening is only another view.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) nodes: Vec<String>,
+    pub(crate) op: Op,
+    pub(crate) tensors: Vec<Array>,
+    pub(crate) operands: Vec<(usize, Shape)>,
+    pub(crate) add: Option<(usize, Shape)>,
+    pub(crate) relu: bool,
+    pub(crate) shape: Shape,
+    pub(crate) macs: usize,
+}
+
+/// The steps of a network to which the inference passes were applied, and its main output.
+pub(crate) fn drafts(model: &Model) -> (Vec<Draft>, (usize, Shape)) {
+    let graph = model.graph();
+    let macs = graph.cost().nodes().iter().map(|cost| cost.macs).collect();
+    let mut lowering = Lowering { model, macs, values: vec![0; graph.nodes().len()], drafts: Vec::new() };
+    for chain in chains(model).iter().flatten() {
+        lowering.emit(chain);
+    }
+    let output = graph.outputs()[0];
+    (lowering.drafts, (lowering.values[output.index()], graph.node(output).shape()))
+}
+
+/// A node and the element-wise followers that its step computes too.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    head: NodeId,
+    add: Option<NodeId>,
+    relu: Option<NodeId>,
+}
+
+impl Chain {
+    fn tail(&self) -> NodeId {
+        self.relu.or(self.add).unwrap_or(self.head)
+    }
+}
+
+/// The longest chain that ends at each node, where all its operands are there; none for a node that is passed through.
+/// A follower joins if it is the only reader and the value before it is not an output.
+fn chains(model: &Model) -> Vec<Option<Chain>> {
+    let graph = model.graph();
+    let consumers = graph.consumers();
+    let sole_reader = |id: NodeId| match consumers[id.index()].as_slice() {
+        [reader] if !graph.outputs().contains(&id) => Some(*reader),
+        _ => None,
+    };
+    let convolved = |id: NodeId| matches!(graph.node(id).op(), Op::Conv2d(_)) && sole_reader(id).is_some();
+    let mut chains: Vec<Option<Chain>> = vec![None; graph.nodes().len()];
+    for (head, node) in graph.iter() {
+        // Of two convolutions that meet in a sum, the later one takes it: the earlier result is there by then.
+        let add = sole_reader(head).filter(|reader| {
+            let reader = graph.node(*reader);
+            let last = reader.inputs().iter().copied().filter(|i| convolved(*i)).max();
+            matches!(reader.op(), Op::Add) && last == Some(head)
+        });
+        let relu = match node.op() {
+            Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::Add => sole_reader(add.unwrap_or(head)),
+            _ => None,
+        };
+        let relu = relu.filter(|reader| matches!(graph.node(*reader).op(), Op::Relu));
+        let chain = Chain { head, add, relu };
+        // Heads come in order, so the first with this tail is the longest.
+        chains[chain.tail().index()].get_or_insert(chain);
+    }
+    chains
+}
+
+struct Lowering<'a> {
+    model: &'a Model,
+    macs: Vec<usize>,
+    /// Value of each node, filled in order.
+    values: Vec<usize>,
+    drafts: Vec<Draft>,
+}
+
+impl Lowering<'_> {
+    fn emit(&mut self, chain: &Chain) {
+        let graph = self.model.graph();
+        let head = graph.node(chain.head);
+        let mut operands: Vec<(usize, Shape)> = head.inputs().iter().map(|i| self.value(*i)).collect();
+        let value = match head.op() {
+            Op::Input { .. } => 0,
+            Op::Flatten | Op::Dropout { .. } => operands[0].0,
+            Op::Add => {
+                let last = operands.pop().expect("an add has two or more inputs, the graph checked it");
+                let sum = self.sum(&operands, head.name());
+                self.push(chain, vec![sum, last], None)
+            }
+            _ => {
+                let add = chain.add.map(|add| {
+                    let others = graph.node(add).inputs().iter().filter(|i| **i != chain.head);
+                    let others: Vec<(usize, Shape)> = others.map(|i| self.value(*i)).collect();
+                    self.sum(&others, graph.node(add).name())
+                });
+                self.push(chain, operands, add)
+            }
+        };
+        self.values[chain.tail().index()] = value;
+    }
+
+    fn value(&self, id: NodeId) -> (usize, Shape) {
+        (self.values[id.index()], self.model.graph().node(id).shape())
+    }
+
+    /// The sum of one or more values, by steps of two.
+    fn sum(&mut self, values: &[(usize, Shape)], node: &str) -> (usize, Shape) {
+        let (first, rest) =
+            values.split_first().expect("an add has two or more inputs, the graph checked it");
+        rest.iter().fold(*first, |sum, value| {
+            self.drafts.push(Draft {
+                nodes: vec![node.into()],
+                op: Op::Add,
+                tensors: Vec::new(),
+                operands: vec![sum, *value],
+                add: None,
+                relu: false,
+                shape: sum.1,
+                macs: 0,
+            });
+            (self.drafts.len(), sum.1)
+        })
+    }
+
+    fn push(&mut self, chain: &Chain, operands: Vec<(usize, Shape)>, add: Option<(usize, Shape)>) -> usize {
+        let graph = self.model.graph();
+        let members = [Some(chain.head), chain.add, chain.relu].into_iter().flatten();
+        self.drafts.push(Draft {
+            nodes: members.map(|id| graph.node(id).name().to_string()).collect(),
+            op: graph.node(chain.head).op().clone(),
+            tensors: self.model.tensors(chain.head).to_vec(),
+            operands,
+            add,
+            relu: chain.relu.is_some(),
+            shape: graph.node(chain.head).shape(),
+            macs: self.macs[chain.head.index()],
+        });
+        self.drafts.len()
+    }
+}

@@ -1,0 +1,126 @@
+use crate::backend::{Executable, Memory, StepInfo};
+use crate::{BackendKind, Error, Options, Program, Result, Session, cpu, reference};
+use cofilter_graph::Model;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+/// A network compiled for a batch, a number of threads and a backend. Immutable; a clone shares the packed weights.
+#[derive(Clone)]
+pub struct Plan {
+    program: Arc<Program>,
+    options: Options,
+    executable: Arc<dyn Executable>,
+}
+
+impl Plan {
+    /// Compiles a network; its sessions allocate nothing while they run.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for options that make no sense, [`Error::Model`] if a tensor is not finite,
+    /// [`Error::Unsupported`] if the backend lacks an op, [`Error::Threads`] if the threads cannot be started.
+    pub fn compile(model: &Model, options: &Options) -> Result<Self> {
+        options.check()?;
+        let program = Arc::new(Program::lower(model)?);
+        check_size(&program, options.batch)?;
+        let executable: Arc<dyn Executable> = match options.backend {
+            BackendKind::Reference => Arc::new(reference::Executor::new(&program)?),
+            BackendKind::Cpu => Arc::new(cpu::Executor::new(&program, options)?),
+        };
+        tracing::debug!(steps = program.steps().len(), backend = options.backend.name(), "compiled");
+        Ok(Self { program, options: options.clone(), executable })
+    }
+
+    /// A session: the memory of one caller. Make one for each thread that runs the plan at the same time.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self.clone(), Arc::clone(&self.executable).session())
+    }
+
+    /// The lowered network, as every backend gets it.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// What it was compiled for.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Values of one image: `C * H * W`.
+    #[must_use]
+    pub fn input_len(&self) -> usize {
+        self.program.source().graph().input_shape().elements()
+    }
+
+    /// Values of the main output for one image: `K`.
+    #[must_use]
+    pub fn output_len(&self) -> usize {
+        self.program.output().shape.elements()
+    }
+
+    /// The steps as the backend executes them.
+    #[must_use]
+    pub fn steps(&self) -> Vec<StepInfo> {
+        self.executable.steps()
+    }
+
+    /// What the weights and one session hold.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.executable.memory()
+    }
+
+    /// A table for people: steps, algorithms, result shapes, MACs, weight bytes; then memory.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let steps = self.steps();
+        let width = steps.iter().map(|s| s.nodes.len()).max().unwrap_or(0).max(5);
+        let kind = steps.iter().map(|s| s.algorithm.len()).max().unwrap_or(0).max(9);
+        let Options { batch, threads, backend, .. } = &self.options;
+        let tier = match backend {
+            BackendKind::Reference => "f64",
+            BackendKind::Cpu => cofilter_kernels::cpu_tier(),
+        };
+        let mut text = format!("{} backend ({tier}), batch {batch}, {threads} thread(s)\n", backend.name());
+        let mut line = |cells: [&str; 5]| {
+            let [nodes, algorithm, result, macs, bytes] = cells;
+            writeln!(text, "{nodes:width$}  {algorithm:kind$}  {result:>12}  {macs:>12}  {bytes:>12}")
+                .expect("writing to a string cannot fail");
+        };
+        line(["nodes", "algorithm", "result", "MACs", "weight bytes"]);
+        for s in &steps {
+            let (result, macs, bytes) =
+                (s.result.to_string(), s.macs.to_string(), s.weight_bytes.to_string());
+            line([&s.nodes, &s.algorithm, &result, &macs, &bytes]);
+        }
+        let macs: usize = steps.iter().map(|s| s.macs).sum();
+        let Memory { weight_bytes, arena_bytes, scratch_bytes } = self.memory();
+        text + &format!(
+            "{} steps, {macs} MACs an image; bytes: weights {weight_bytes}, arena {arena_bytes}, scratch {scratch_bytes}\n",
+            steps.len()
+        )
+    }
+}
+
+impl fmt::Debug for Plan {
+    /// Without the weights.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps: Vec<String> = self.program.steps().iter().map(|step| step.nodes.join("+")).collect();
+        f.debug_struct("Plan").field("options", &self.options).field("steps", &steps).finish_non_exhaustive()
+    }
+}
+
+/// Refuses a batch whose values cannot be addressed.
+fn check_size(program: &Program, batch: usize) -> Result<()> {
+    let input = program.source().graph().input_shape().elements();
+    let largest = program.arena_len().max(input).max(program.output().shape.elements());
+    match largest.checked_mul(batch) {
+        Some(len) if len <= isize::MAX as usize / 16 => Ok(()),
+        _ => Err(Error::Option {
+            option: "batch",
+            reason: format!("{batch} images of {largest} values each are more than memory can address"),
+        }),
+    }
+}

@@ -1,0 +1,127 @@
+//! Bad input: clear errors, never a panic, nothing written.
+
+use crate::numbers::{images, model, options};
+use cofilter_graph::{Array, BatchNorm, Conv2d, Graph, Model, Pool2d, PoolKind, Shape};
+use cofilter_runtime::{BackendKind, Error, Options, Plan, reference};
+use std::sync::Arc;
+
+fn net() -> Model {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(2, 5, 5)).unwrap();
+    let x = b.conv2d("conv", x, Conv2d::new(4, 3)).unwrap();
+    let x = b.batch_norm("bn", x, BatchNorm::default()).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.pool2d("pool", x, Pool2d::caffe(PoolKind::Max, 2, 2)).unwrap();
+    let x = b.relu("relu2", x).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let x = b.linear("fc", x, 3).unwrap();
+    model(b.finish(&[x]).unwrap(), 2)
+}
+
+fn compile_error(options: &Options) -> String {
+    Plan::compile(&net(), options).unwrap_err().to_string()
+}
+
+#[test]
+fn senseless_options_are_refused() {
+    assert_eq!(compile_error(&options(0, 1)), "option `batch`: expected at least 1 image, found 0");
+    assert_eq!(compile_error(&options(1, 0)), "option `threads`: expected 1..=1024, found 0");
+    assert_eq!(compile_error(&options(1, 1025)), "option `threads`: expected 1..=1024, found 1025");
+    for batch in [usize::MAX, usize::MAX / 64] {
+        let message = compile_error(&options(batch, 1));
+        assert!(message.starts_with(&format!("option `batch`: {batch} images")), "{message}");
+    }
+    // 2^40 images of 64 values: addressable, but more than any machine's address space.
+    let message = compile_error(&options(1 << 40, 1));
+    assert!(message.starts_with("option `batch`: a session would need 703687"), "{message}");
+    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+    let message = compile_error(&Options { pool: Some(pool), ..options(1, 3) });
+    assert_eq!(message, "option `pool`: expected 3 threads as in `threads`, found 2");
+}
+
+#[test]
+fn slices_of_another_length_are_refused_and_nothing_is_written() {
+    for backend in [BackendKind::Cpu, BackendKind::Reference] {
+        let plan = Plan::compile(&net(), &Options { backend, ..options(2, 1) }).unwrap();
+        let mut session = plan.session();
+        for (len, room, message) in [
+            (0, 3, "images: expected n * 50 values for n in 1..=2 images, found 0"),
+            (49, 3, "images: expected n * 50 values for n in 1..=2 images, found 49"),
+            (51, 3, "images: expected n * 50 values for n in 1..=2 images, found 51"),
+            (150, 9, "images: expected n * 50 values for n in 1..=2 images, found 150"),
+            (50, 0, "logits: expected 3 values for 1 images, found 0"),
+            (50, 6, "logits: expected 3 values for 1 images, found 6"),
+            (100, 3, "logits: expected 6 values for 2 images, found 3"),
+        ] {
+            let mut logits = vec![7.0; room];
+            let error = session.run(&images(len, 1), &mut logits).unwrap_err();
+            assert_eq!(error.to_string(), message);
+            assert!(logits.iter().all(|v| *v == 7.0));
+        }
+        assert!(matches!(session.profile(&images(51, 1)), Err(Error::Images { found: 51, .. })));
+        session.run(&images(50, 1), &mut [0.0; 3]).unwrap();
+    }
+    assert!(matches!(reference::run(&net(), &[]), Err(Error::Images { found: 0, .. })));
+    assert!(matches!(reference::run(&net(), &[0.0; 51]), Err(Error::Images { found: 51, .. })));
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let base = net();
+    for (name, value) in [("conv.weight", f32::NAN), ("fc.bias", f32::INFINITY)] {
+        let graph = base.graph();
+        let params = base.params().map(|id, slot, array| {
+            let mut data = array.data().to_vec();
+            if graph.tensor_name(id, slot) == name {
+                data[2] = value;
+            }
+            Array::new(array.dims().to_vec(), data)
+        });
+        let error =
+            Plan::compile(&base.with_params(params).unwrap(), &options(1, 1)).unwrap_err().to_string();
+        assert_eq!(error, format!("tensor `{name}`: element 2 is {value}, expected a finite number"));
+    }
+}
+
+#[test]
+fn a_batch_normalisation_that_cannot_be_folded_is_refused() {
+    let error = |replaced: &[(&str, f32)]| {
+        let base = net();
+        let graph = base.graph();
+        let params = base.params().map(|id, slot, array| {
+            let name = graph.tensor_name(id, slot);
+            match replaced.iter().find(|(replaced, _)| *replaced == name) {
+                Some((_, value)) => Array::full(array.dims().to_vec(), *value),
+                None => array.clone(),
+            }
+        });
+        Plan::compile(&base.with_params(params).unwrap(), &options(1, 1)).unwrap_err().to_string()
+    };
+    let below = error(&[("bn.running_var", -1.0)]);
+    assert_eq!(below, "tensor `bn.running_var`: element 0 is -1, expected a variance from 0 up");
+    let overflow = error(&[("bn.running_var", 0.0), ("conv.weight", 3e38)]);
+    assert_eq!(overflow, "tensor `conv.weight`: element 0 is inf, expected a finite number");
+}
+
+#[test]
+fn nan_goes_through_to_its_own_image() {
+    for backend in [BackendKind::Cpu, BackendKind::Reference] {
+        for threads in [1, 2] {
+            let plan = Plan::compile(&net(), &Options { backend, ..options(3, threads) }).unwrap();
+            let mut session = plan.session();
+            let mut images = images(150, 4);
+            let mut clean = [0.0; 9];
+            session.run(&images, &mut clean).unwrap();
+            // The middle of the second image: every window of the network sees it.
+            images[50 + 12] = f32::NAN;
+            let mut logits = [0.0; 9];
+            session.run(&images, &mut logits).unwrap();
+            assert!(logits[3..6].iter().all(|v| v.is_nan()), "{backend:?}: {logits:?}");
+            assert_eq!((&logits[..3], &logits[6..]), (&clean[..3], &clean[6..]), "{backend:?}");
+            // Nothing of it stays in the memory of the session.
+            images[50 + 12] = 0.5;
+            session.run(&images, &mut logits).unwrap();
+            assert!(logits.iter().all(|v| v.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+use crate::density::ratio;
+use crate::layer::Layer;
+use crate::{Error, Result};
+use cofilter_graph::Model;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How much smaller a network became.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Compression {
+    /// Every layer of the original, in graph order.
+    pub layers: Vec<LayerCompression>,
+    /// Weights of all layers of the original over what is left of them; `None` where nothing is left.
+    pub total: Option<f64>,
+}
+
+/// How much smaller one layer became.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerCompression {
+    /// The layer of the original.
+    pub name: String,
+    /// Its weights, zeros included, biases not.
+    pub weights: usize,
+    /// Weights other than zero of the layer, or of the two that stand for it, in the smaller network.
+    pub nonzeros: usize,
+    /// `weights / nonzeros`, the compression rate; `None` where nothing is left.
+    pub rate: Option<f64>,
+}
+
+/// Compression rates as the paper counts them: dense weights of the *original* layer over the weights other than zero
+/// of the layer itself or, where it was decomposed, of `<name>_lowrank` and `<name>_linear` together. Biases do not
+/// count. Zeros that are removed physically and zeros that are stored give the same rate.
+///
+/// # Errors
+/// [`Error::MissingLayer`] if the smaller network lacks a layer of the original.
+pub fn compression(original: &Model, smaller: &Model) -> Result<Compression> {
+    let nonzeros: BTreeMap<&str, usize> = Layer::all(smaller)
+        .into_iter()
+        .map(|l| (l.name, l.weight.iter().filter(|w| **w != 0.0).count()))
+        .collect();
+    let left = |name: &str| -> Option<usize> {
+        let half = |suffix: &str| nonzeros.get(format!("{name}{suffix}").as_str()).copied();
+        nonzeros.get(name).copied().or_else(|| Some(half("_lowrank")? + half("_linear")?))
+    };
+    let rate = |weights: usize, nonzeros: usize| (nonzeros > 0).then(|| ratio(weights, nonzeros));
+    let layers = Layer::all(original)
+        .into_iter()
+        .map(|layer| {
+            let nonzeros =
+                left(layer.name).ok_or_else(|| Error::MissingLayer { layer: layer.name.into() })?;
+            let weights = layer.weight.len();
+            Ok(LayerCompression { name: layer.name.into(), weights, nonzeros, rate: rate(weights, nonzeros) })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let total = rate(layers.iter().map(|l| l.weights).sum(), layers.iter().map(|l| l.nonzeros).sum());
+    Ok(Compression { layers, total })
+}
