@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 /// Formulas, shapes and limits of each op are in `docs/ops.md`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Op {
     /// The image (or feature vector) given to the network.
     Input {

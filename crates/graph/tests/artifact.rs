@@ -1,6 +1,6 @@
 //! The artifact file: the same bytes there and back, and nothing that lies gets in.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{
     Array, Artifact, BatchNorm, ChannelOrder, Conv2d, Error, Graph, Init, Lrn, LrnRegion, Model, Op, Pool2d,

@@ -1,6 +1,6 @@
 //! What the builder accepts, what a finished graph answers, and what both refuse.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Conv2d, Error, Filler, Graph, GraphBuilder, Init, Model, NodeId, Op, Shape};
 

@@ -1,7 +1,7 @@
 //! The rewriting primitive and the passes written with it. Equality of what the networks compute is tested in the
 //! runtime.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{
     Array, BatchNorm, Conv2d, Error, Graph, Init, Model, NodeId, Op, Params, Shape, fold_batch_norm,

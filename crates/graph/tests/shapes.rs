@@ -1,6 +1,6 @@
 //! Shape inference of every op, and everything it refuses.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{
     BatchNorm, Conv2d, Error, Linear, Lrn, LrnRegion, Op, PadChannels, Pool2d, PoolKind, Rounding, Shape,

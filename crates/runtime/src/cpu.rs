@@ -33,7 +33,7 @@ struct CpuStep {
 
 impl Executor {
     pub(crate) fn new(program: &Program, options: &Options) -> Result<Self> {
-        let steps: Vec<CpuStep> = program.steps().iter().map(CpuStep::new).collect::<Result<_>>()?;
+        let steps: Vec<CpuStep> = program.steps().iter().map(CpuStep::new).collect();
         // Kernels need no more for fewer images.
         let scratch = |step: &CpuStep| step.kernel.scratch_len(options.batch, options.threads);
         let scratch_len = steps.iter().map(scratch).max().unwrap_or(0);
@@ -173,8 +173,8 @@ impl Buffers<'_> {
 }
 
 impl CpuStep {
-    fn new(step: &Step) -> Result<Self> {
-        let kernel = Kernel::new(step)?;
+    fn new(step: &Step) -> Self {
+        let kernel = Kernel::new(step);
         let info = StepInfo {
             nodes: step.nodes.join("+"),
             algorithm: kernel.algorithm() + if step.in_place() { ", in place" } else { "" },
@@ -182,14 +182,14 @@ impl CpuStep {
             macs: step.macs,
             weight_bytes: step.tensors.iter().map(|t| size_of_val(t.data())).sum(),
         };
-        Ok(Self {
+        Self {
             kernel,
             operands: step.operands.to_vec(),
             add: step.add,
             result: step.result,
             in_place: step.in_place(),
             info,
-        })
+        }
     }
 
     fn run(&self, buffers: &mut Buffers<'_>, scratch: &mut [f32], par: Par) {

@@ -13,16 +13,6 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
-    /// A node computes something that the backend cannot.
-    #[error("node `{node}`: the {backend} backend has no {op}")]
-    Unsupported {
-        /// Name of the node.
-        node: String,
-        /// Name of the backend.
-        backend: &'static str,
-        /// What the node computes.
-        op: &'static str,
-    },
     /// The images are not a batch that the plan takes.
     #[error("images: expected n * {image_len} values for n in 1..={batch} images, found {found}")]
     Images {

@@ -73,7 +73,6 @@ impl<'a> Liveness<'a> {
                 | Op::Concat
                 | Op::Flatten
                 | Op::PadChannels(_) => false,
-                _ => true,
             };
             if fixed {
                 self.keep_all(id);

@@ -22,14 +22,6 @@ pub enum Error {
     /// Images, labels, masks or a network that do not fit each other.
     #[error("{0}")]
     Input(String),
-    /// An op that this interpreter does not know.
-    #[error("node `{node}`: no training formulation of {op}")]
-    Unsupported {
-        /// Name of the node.
-        node: String,
-        /// Its op.
-        op: &'static str,
-    },
     /// A number became NaN or infinite.
     #[error(
         "iteration {iteration}: {what} of `{node}` is not finite (loss {loss}); try a lower learning rate or `clip_gradients`"

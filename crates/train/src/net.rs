@@ -91,7 +91,7 @@ impl Net {
     /// In [`Mode::Train`] the running statistics of batch normalisations change.
     ///
     /// # Errors
-    /// [`Error::Input`] for images of another shape or type, [`Error::Unsupported`], [`Error::Tensor`].
+    /// [`Error::Input`] for images of another shape or type, [`Error::Tensor`].
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Vec<Tensor>> {
         self.forward_to(images, mode, self.graph.outputs())
     }

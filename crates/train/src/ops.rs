@@ -20,7 +20,7 @@ mod fixtures;
 #[cfg(test)]
 mod tests;
 
-use crate::{Error, Mode, Result};
+use crate::{Mode, Result};
 use cofilter_graph::{LrnRegion, Node, Op};
 
 pub(crate) use batch_norm::Statistics;
@@ -93,7 +93,6 @@ pub(crate) fn layer(node: &Node, mode: Mode, running: Option<Statistics>) -> Res
         Op::Concat => Box::new(merge::Concatenation),
         Op::Softmax => Box::new(softmax::Probabilities),
         Op::PadChannels(pad) => Box::new(merge::ZeroChannels(pad.clone())),
-        other => return Err(Error::Unsupported { node: node.name().into(), op: other.kind() }),
     }))
 }
 

@@ -1,6 +1,6 @@
 //! Every network of the zoo, at small inputs: shapes, the law of `Net`, and one training iteration on both ways.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use candle_core::{DType, Device, Tensor};
 use cofilter_graph::{Model, Op, Shape};

@@ -1,6 +1,6 @@
 //! Output shapes, names, and what each network says about itself.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Filler, Graph, Op, Shape};
 use cofilter_zoo::{Config, Error, NAMES, Network, Shortcut, by_name, cifar_resnet};

@@ -2,7 +2,7 @@
 //!
 //! After an intended change, run with `COFILTER_BLESS=1` and look at the difference.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Graph, Op};
 use cofilter_zoo::{Config, NAMES, by_name};

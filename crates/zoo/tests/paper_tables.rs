@@ -1,6 +1,6 @@
 //! The published tables in fixtures/paper agree with each other and with the networks.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Graph, Op, Shape};
 use cofilter_zoo::{Config, Network, by_name};

@@ -1,6 +1,6 @@
 //! Parameter counts and operations equal the published ones.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Graph, Op};
 use cofilter_zoo::{Config, by_name};

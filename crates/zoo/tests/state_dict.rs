@@ -1,6 +1,6 @@
 //! `node.slot` is the key of the tensor in checkpoints of the original.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_zoo::{Config, by_name};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! AlexNet whole and as two towers: weights copied both ways, and which values agree.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use cofilter_graph::{Array, Graph, LrnRegion, Model, Op, PoolKind, Shape};
 use cofilter_zoo::{Config, Error, Network, alexnet};

@@ -45,8 +45,8 @@ impl Settings {
             train_images: None,
             test_images: None,
             energy: 0.95,
-            strength_l1: 5e-4,
-            strength_l2: 3e-4,
+            strength_l1: 7e-5,
+            strength_l2: 8e-5,
             sparsity: 0.8,
         }
     }
@@ -54,7 +54,14 @@ impl Settings {
     /// A fifth of the published length, for the bundled digits.
     #[must_use]
     pub(super) fn bundled() -> Self {
-        Self { train_iterations: 2_000, tune_iterations: 1_000, evaluate_every: 100, ..Self::published() }
+        Self {
+            train_iterations: 2_000,
+            tune_iterations: 1_000,
+            evaluate_every: 100,
+            strength_l1: 4e-4,
+            strength_l2: 3e-4,
+            ..Self::published()
+        }
     }
 
     /// Long enough to walk the whole path, too short to mean anything.
@@ -119,7 +126,7 @@ fn multistep(iterations: u64) -> Schedule {
 }
 
 /// What the sweep multiplies the default strengths with.
-pub(super) const SWEEP: [f64; 5] = [0.1, 0.3, 1.0, 3.0, 10.0];
+pub(super) const SWEEP: [f64; 5] = [0.2, 0.5, 1.0, 2.0, 5.0];
 
 /// The continued arms: name and force.
 #[must_use]

@@ -145,7 +145,8 @@ fn bars(svg: &mut String, categories: &[String], series: &[BarSeries]) {
             let (top, height) = (y.min(base), (y - base).abs());
             let _ = writeln!(
                 svg,
-                "<rect class=\"c{}\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>{} {}: {value:.4}</title></rect>",
+                "<rect class=\"c{}\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{height:.1}\">\
+                 <title>{} {}: {value:.4}</title></rect>",
                 s % 8,
                 (width - 1.0).max(1.0),
                 escape(&one.name),

@@ -1,4 +1,4 @@
-use crate::{Error, Result, Step};
+use crate::Step;
 use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind, Shape};
 use cofilter_kernels::{
     ConvShape, Epilogue, LrnShape, PackedConv, PackedLinear, Par, PlaneShape, PoolShape, adaptive_avg_pool,
@@ -53,12 +53,12 @@ pub(super) enum Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(step: &Step) -> Result<Self> {
+    pub(super) fn new(step: &Step) -> Self {
         let from = step.operands[0].shape;
         let to = step.result.shape;
         let [channels, plane] = [from.channels(), from.spatial().iter().product()];
         let relu = step.relu;
-        Ok(match &step.op {
+        match &step.op {
             Op::Conv2d(conv) => {
                 let shape = conv_shape(conv, from);
                 let (weight, bias) = weight_and_bias(&step.tensors);
@@ -102,12 +102,12 @@ impl Kernel {
             Op::PadChannels(pad) => {
                 Self::PadChannels { before: pad.before * plane, after: pad.after * plane }
             }
-            // Inputs are values, flattening is a view, dropout was removed: none of them is a step.
-            op => {
-                let node = step.nodes.concat();
-                return Err(Error::Unsupported { node, backend: "cpu", op: op.kind() });
+            Op::Input { .. } | Op::Flatten | Op::Dropout { .. } => {
+                unreachable!(
+                    "an input is a value, flattening a view, and dropout was removed: none of them is a step"
+                )
             }
-        })
+        }
     }
 
     /// Computes `n` images. `srcs` are the operands, then what is added to the result of a convolution.

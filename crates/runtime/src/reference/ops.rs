@@ -10,31 +10,10 @@ pub(super) struct Value<'a> {
     pub(super) shape: Shape,
 }
 
-/// Whether [`apply`] knows this op.
-pub(super) fn supports(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Input { .. }
-            | Op::Conv2d(_)
-            | Op::Linear(_)
-            | Op::BatchNorm(_)
-            | Op::Relu
-            | Op::Pool2d(_)
-            | Op::AdaptiveAvgPool { .. }
-            | Op::Lrn(_)
-            | Op::Dropout { .. }
-            | Op::Add
-            | Op::Concat
-            | Op::Flatten
-            | Op::Softmax
-            | Op::PadChannels(_)
-    )
-}
-
 /// The result of one op other than the input; `tensors` in slot order.
 ///
 /// # Panics
-/// For an op that [`supports`] denies.
+/// For the input, which has no operand.
 pub(super) fn apply(op: &Op, operands: &[Value<'_>], tensors: &[Array], shape: Shape) -> Vec<f64> {
     let src = operands[0];
     match op {
@@ -54,7 +33,7 @@ pub(super) fn apply(op: &Op, operands: &[Value<'_>], tensors: &[Array], shape: S
             let zeros = |channels: usize| vec![0.0; channels * height * width];
             [&zeros(pad.before), src.data, &zeros(pad.after)].concat()
         }
-        _ => unreachable!("`supports` was asked about every node"),
+        Op::Input { .. } => unreachable!("an input has no operand"),
     }
 }
 

@@ -4,7 +4,7 @@
 //! candle's pooling, ReLU and strided convolution gradients are wrong or missing (see `docs/ops.md`), so windows are
 //! gathered with `index_select`.
 
-use crate::{Error, Mode, Result};
+use crate::{Mode, Result};
 use candle_core::{D, DType, Device, Tensor};
 use cofilter_graph::{BatchNorm, Conv2d, Lrn, LrnRegion, Node, Op, Pool2d, PoolKind};
 
@@ -48,7 +48,6 @@ pub(crate) fn compose(node: &Node, inputs: &[&Tensor], params: &[&Tensor], mode:
         Op::Flatten => x.flatten_from(1)?,
         Op::Softmax => softmax(x)?,
         Op::PadChannels(pad) => x.pad_with_zeros(1, pad.before, pad.after)?,
-        other => return Err(Error::Unsupported { node: node.name().into(), op: other.kind() }),
     })
 }
 
