@@ -6,7 +6,9 @@ use std::process::Command;
 
 /// Folder of the workspace.
 pub(crate) fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.pop();
+    folder
 }
 
 /// `cargo ARGS` in the workspace, with the cargo that started us.

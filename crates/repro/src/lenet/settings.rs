@@ -58,7 +58,7 @@ impl Settings {
             train_iterations: 2_000,
             tune_iterations: 1_000,
             evaluate_every: 100,
-            strength_l1: 4e-4,
+            strength_l1: 3.2e-4,
             strength_l2: 3e-4,
             ..Self::published()
         }
