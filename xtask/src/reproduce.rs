@@ -1,11 +1,13 @@
 //! `reproduce` and `data`: build the experiments' program and hand over.
 
-use crate::run::{cargo, line, root};
+use crate::run::{line, output, root};
 use anyhow::{Context as _, Result};
+use sha2::{Digest as _, Sha256};
+use std::process::Command;
 
 /// Builds in release mode and runs an experiment; the exit code is the experiment's.
 pub(crate) fn reproduce(args: &[String]) -> Result<()> {
-    hand_over("run", args)
+    hand_over("reproduce", args)
 }
 
 /// Tells what data lies in a folder.
@@ -14,25 +16,63 @@ pub(crate) fn data(args: &[String]) -> Result<()> {
 }
 
 fn hand_over(command: &str, args: &[String]) -> Result<()> {
-    let commit = line("git", &["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
-    let clean = line("git", &["status", "--porcelain", "--untracked-files=no"]).is_none_or(|l| l.is_empty());
     let typed = std::iter::once("cargo xtask".to_owned())
-        .chain([if command == "run" { "reproduce" } else { command }.to_owned()])
+        .chain([command.to_owned()])
         .chain(args.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ");
-    // Without this variable candle asks the system for the number of cores at every product, which takes 30 us.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
-    let threads = args.iter().position(|a| a == "--threads").and_then(|i| args.get(i + 1)).unwrap_or(&cores);
-    let status = cargo(&["run", "--quiet", "--release", "--package", "cofilter-repro", "--", command])
+    let manifest = root().join("Cargo.toml");
+    let mut program = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    // In the folder of the caller, so that paths mean what they say there.
+    program
+        .args(["run", "--quiet", "--release", "--package", "cofilter-repro", "--manifest-path"])
+        .arg(manifest)
+        .args(["--", command])
         .args(args)
-        .env("RAYON_NUM_THREADS", threads)
         .env("COFILTER_ROOT", root())
         .env("COFILTER_COMMAND", typed)
-        .env("COFILTER_COMMIT", format!("{commit}{}", if clean { "" } else { "-dirty" }))
-        .env("COFILTER_RUSTC", line("rustc", &["--version"]).unwrap_or_default())
-        .status()
-        .context("cannot start cargo")?;
-    // The program has said what is wrong; its exit code is passed on.
+        .env("COFILTER_COMMIT", commit())
+        .env("COFILTER_RUSTC", line("rustc", &["--version"]).unwrap_or_default());
+    // Without this variable candle asks the system for the number of cores at every product, which takes 30 us.
+    if let Some(threads) = threads(args) {
+        program.env("RAYON_NUM_THREADS", threads);
+    }
+    become_program(program)
+}
+
+/// The commit of the checkout; where files differ from it, followed by `-dirty-` and the start of the difference's digest.
+fn commit() -> String {
+    let commit = line("git", &["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
+    match output("git", &["diff", "HEAD"]) {
+        Some(difference) if !difference.is_empty() => {
+            let digest: String =
+                Sha256::digest(&difference).iter().take(4).map(|b| format!("{b:02x}")).collect();
+            format!("{commit}-dirty-{digest}")
+        }
+        _ => commit,
+    }
+}
+
+/// The value of `--threads`, or the number of cores.
+fn threads(args: &[String]) -> Option<String> {
+    let given = args.iter().enumerate().find_map(|(i, arg)| match arg.strip_prefix("--threads") {
+        Some("") => args.get(i + 1).cloned(),
+        Some(value) => value.strip_prefix('=').map(str::to_owned),
+        None => None,
+    });
+    given.or_else(|| std::thread::available_parallelism().ok().map(|n| n.to_string()))
+}
+
+/// Takes the program's place, so that signals reach it alone and the prompt waits for it.
+#[cfg(unix)]
+fn become_program(mut program: Command) -> Result<()> {
+    let error = std::os::unix::process::CommandExt::exec(&mut program);
+    Err(error).context("cannot start cargo")
+}
+
+/// Runs the program and passes its exit code on; it has said itself what is wrong.
+#[cfg(not(unix))]
+fn become_program(mut program: Command) -> Result<()> {
+    let status = program.status().context("cannot start cargo")?;
     std::process::exit(status.code().unwrap_or(1));
 }

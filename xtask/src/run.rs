@@ -29,9 +29,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     }
 }
 
+/// What a command prints, if it succeeds.
+pub(crate) fn output(program: &str, args: &[&str]) -> Option<Vec<u8>> {
+    let out = Command::new(program).args(args).current_dir(root()).output().ok()?;
+    out.status.success().then_some(out.stdout)
+}
+
 /// First line of what a command prints, if it succeeds.
 pub(crate) fn line(program: &str, args: &[&str]) -> Option<String> {
-    let out = Command::new(program).args(args).current_dir(root()).output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    out.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+    let text = String::from_utf8(output(program, args)?).ok()?;
+    Some(text.lines().next().unwrap_or_default().to_owned())
 }

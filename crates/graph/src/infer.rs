@@ -1,6 +1,11 @@
 use crate::op::{Conv2d, Op, Pool2d, Rounding};
 use crate::{Error, Result, Shape};
 
+/// Most values that a convolution may reach over, padding included: four terabytes, far inside what can be counted.
+const MAX_REACH: u128 = 1 << 40;
+/// Largest extent and stride of a pooling window.
+const MAX_WINDOW: usize = 1 << 16;
+
 /// Why a shape cannot be inferred.
 type Reason = String;
 
@@ -162,6 +167,7 @@ impl Conv2d {
                 self.out_channels, self.groups
             ));
         }
+        let mut reached = self.out_channels.max(channels) as u128;
         let mut out = [0; 2];
         for (axis, extent) in [height, width].into_iter().enumerate() {
             let (k, s, p, d) =
@@ -169,6 +175,11 @@ impl Conv2d {
             if k == 0 || s == 0 || d == 0 {
                 return Err(format!("kernel {k}, stride {s} and dilation {d} must be above 0"));
             }
+            let taps = k as u128 * d as u128 + extent as u128 + 2 * p as u128;
+            reached = reached.saturating_mul(taps);
+            check(reached <= MAX_REACH, || {
+                format!("kernel {k}, dilation {d} and padding {p} reach over too many values")
+            })?;
             let reach = (k - 1).checked_mul(d).and_then(|r| r.checked_add(1));
             let padded = p.checked_mul(2).and_then(|p| p.checked_add(extent));
             out[axis] = match (reach, padded) {
@@ -189,6 +200,9 @@ impl Pool2d {
         let mut out = [0; 2];
         for (axis, extent) in [height, width].into_iter().enumerate() {
             let (k, s, p) = (self.kernel[axis], self.stride[axis], self.padding[axis]);
+            check(k <= MAX_WINDOW && s <= MAX_WINDOW, || {
+                format!("a window of {k} with stride {s} is too large")
+            })?;
             if k == 0 || s == 0 || p >= k {
                 return Err(format!(
                     "kernel {k} and stride {s} must be above 0, padding {p} below the kernel"

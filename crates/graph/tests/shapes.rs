@@ -299,3 +299,18 @@ fn slots_have_the_dims_of_pytorch() {
         assert!(op.slots(&[map(4, 9, 9)]).is_empty(), "{op:?}");
     }
 }
+
+#[test]
+fn windows_beyond_what_can_be_counted_are_refused() {
+    let huge = 1 << 40;
+    let conv = Conv2d { stride: [huge; 2], padding: [huge; 2], ..Conv2d::new(1, 1) };
+    let pool =
+        Pool2d { rounding: Rounding::Ceil, ..Pool2d::caffe(cofilter_graph::PoolKind::Max, 1 << 62, 1 << 62) };
+    for op in [Op::Conv2d(conv), Op::Pool2d(pool)] {
+        let text = op.infer("the/node", &[Shape::map(1, 8, 8)]).unwrap_err().to_string();
+        assert!(
+            text.contains("the/node") && (text.contains("too many") || text.contains("too large")),
+            "{text}"
+        );
+    }
+}

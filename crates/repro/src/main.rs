@@ -23,11 +23,10 @@ struct Cli {
 enum Command {
     /// Run an experiment and write its report
     #[command(
-        name = "run",
         display_name = "cargo xtask reproduce",
         override_usage = "cargo xtask reproduce [EXPERIMENT] [OPTIONS]"
     )]
-    Run(Options),
+    Reproduce(Options),
     /// Tell what data sets lie in a folder, and check them
     Data {
         /// The folder [default: ../shared/data]
@@ -45,16 +44,25 @@ fn main() -> ExitCode {
         )
         .init();
     let result = match Cli::parse().command {
-        Command::Run(options) => run(&options),
+        Command::Reproduce(options) => run(&options),
         Command::Data { folder } => data(&folder.unwrap_or_else(|| root().join("../shared/data"))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that the text before already holds.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.contains(&cause) {
+        true => text,
+        false if text.is_empty() => cause,
+        false => format!("{text}: {cause}"),
+    })
 }
 
 fn run(options: &Options) -> Result<()> {

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -86,6 +86,15 @@ impl Options {
         {
             bail!("--data {}: no such folder", folder.display());
         }
+        Ok(())
+    }
+
+    /// Refuses to go on after SIGINT or SIGTERM.
+    ///
+    /// # Errors
+    /// If one came.
+    pub fn check_stop(&self) -> Result<()> {
+        ensure!(!self.stop.load(Ordering::Relaxed), "stopped; the same command goes on from here");
         Ok(())
     }
 

@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut figures = Vec::new();
     let mut tables = Vec::new();
     for subject in subjects()? {
+        options.check_stop()?;
         eprintln!("{}: {} layers", subject.name, subject.ranks.len());
         let (dense, low) = models(&subject, options.seed)?;
         arms.extend(whole(&subject, [&dense, &low], batches, options, &store)?);
@@ -61,7 +62,7 @@ pub fn run(options: &Options) -> Result<Report> {
         figures.push(figure(&subject, &layers, batches));
         tables.push(table(&subject, &layers, batches));
     }
-    let report = Report {
+    let mut report = Report {
         experiment: "speed".into(),
         summary: "Random weights of exactly the rank in question, so that dense and low-rank form compute the same function: \
                   BVLC AlexNet at the ranks of the paper's Table 4 (without force: None; with: L2), GoogLeNet, ResNet-18 and \
@@ -85,6 +86,7 @@ pub fn run(options: &Options) -> Result<Report> {
                 .into(),
         ],
     };
+    report.notes.extend(store.foreign());
     report.write(&options.folder())?;
     Ok(report)
 }
@@ -163,10 +165,12 @@ fn whole(
         .keys()
         .map(|l| Ok((l.clone(), full_rank(&subject.graph, subject.graph.find(l)?))))
         .collect::<Result<_>>()?;
+    let given: BTreeMap<String, usize> =
+        subject.ranks.keys().map(|l| Ok((l.clone(), rank_given(models[1], l)?))).collect::<Result<_>>()?;
     let arm = |form: usize| Arm {
         name: format!("{}-{}", subject.name, ["dense", "lowrank"][form]),
         parent: (form == 1).then(|| format!("{}-dense", subject.name)),
-        ranks: if form == 1 { subject.ranks.clone() } else { full_ranks.clone() },
+        ranks: if form == 1 { given.clone() } else { full_ranks.clone() },
         full_ranks: full_ranks.clone(),
         params: models[form].cost().params(),
         macs: models[form].cost().macs(),
@@ -178,8 +182,9 @@ fn whole(
 }
 
 fn key(kind: &str, subject: &Subject, options: &Options, time: Duration) -> Key {
-    let machine = Machine::here(options.thread_count(), cofilter_runtime::cpu_tier());
-    let settings = (&subject.ranks, options.seed, options.quick, machine, time.as_millis());
+    let here = Machine::here(options.thread_count(), cofilter_runtime::cpu_tier());
+    // Measured anew by every other build of the program.
+    let settings = (&subject.ranks, options.seed, options.quick, here, time.as_millis(), machine::commit());
     Key::new(&format!("{kind}-{}", subject.name), &[], &settings)
 }
 
@@ -235,16 +240,22 @@ fn one_layer(
 ) -> Result<LayerResult> {
     let dense = chain(models[0], &[layer.to_owned()])?;
     let low = chain(models[1], &[format!("{layer}_lowrank"), format!("{layer}_linear")])?;
-    let (basis, conv) = (models[1].graph(), models[0].graph());
+    let conv = models[0].graph();
     Ok(LayerResult {
         layer: layer.to_owned(),
-        rank: basis.node(basis.find(&format!("{layer}_lowrank"))?).shape().channels(),
+        rank: rank_given(models[1], layer)?,
         full_rank: full_rank(conv, conv.find(layer)?),
         dense_macs: dense.cost().macs(),
         lowrank_macs: low.cost().macs(),
         difference: difference([&dense, &low]).with_context(|| layer.to_owned())?,
         times: times([&dense, &low], batches, options, time)?,
     })
+}
+
+/// Number of basis filters of a decomposed layer.
+fn rank_given(model: &Model, layer: &str) -> Result<usize> {
+    let graph = model.graph();
+    Ok(graph.node(graph.find(&format!("{layer}_lowrank"))?).shape().channels())
 }
 
 /// A network of these nodes alone, one after the other.
@@ -310,8 +321,8 @@ fn subject_claims(subject: &Subject, layers: &[LayerResult], options: &Options) 
             claims.push(claim(
                 &format!("cpu-batch{batch}"),
                 format!(
-                    "{} at rank {rank}, batch {batch}: measured gain at least the paper's on its CPU",
-                    layer.layer
+                    "{} at rank {}, batch {batch}: measured gain at least the paper's on its CPU",
+                    layer.layer, layer.rank
                 ),
                 *cpu,
                 gain,

@@ -7,6 +7,7 @@ use cofilter_graph::{Artifact, TEMPORARY_PREFIX, write_atomically};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -54,6 +55,9 @@ pub struct Store {
 #[derive(Serialize, Deserialize)]
 struct Stored<T> {
     commit: String,
+    /// SHA-256 of the network that belongs to it.
+    #[serde(default)]
+    artifact: Option<String>,
     value: T,
 }
 
@@ -101,6 +105,17 @@ impl Store {
         self.log.borrow().clone()
     }
 
+    /// A sentence for the report if other commits made some of the stages.
+    #[must_use]
+    pub fn foreign(&self) -> Option<String> {
+        let here = machine::commit();
+        let log = self.log.borrow();
+        let commits: BTreeSet<&str> = log.iter().map(|s| s.made_by.as_str()).filter(|c| *c != here).collect();
+        let list = commits.into_iter().collect::<Vec<_>>().join(", ");
+        (!list.is_empty())
+            .then(|| format!("Some stages were found finished and had been made by other commits: {list}."))
+    }
+
     /// The network of a stage and what is known about it: from their files, or made by `run`, which gets a folder of its
     /// own for checkpoints that outlives a stop and is removed when the stage is finished.
     ///
@@ -112,22 +127,29 @@ impl Store {
         run: impl FnOnce(&Path) -> Result<(Artifact, T)>,
     ) -> Result<(Artifact, T)> {
         let path = self.folder.join(key.file("safetensors"));
+        let work = self.folder.join(key.file("part"));
         if path.exists() {
             match (Artifact::load(&path), self.read::<T>(key)) {
-                (Ok(artifact), Ok(stored)) => {
+                (Ok(artifact), Ok(stored))
+                    if stored.artifact.as_ref().is_none_or(|sha| *sha == artifact.sha256()) =>
+                {
+                    if work.exists() {
+                        fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
+                    }
                     self.note(key.file("safetensors"), true, stored.commit);
                     return Ok((artifact, stored.value));
                 }
+                (Ok(_), Ok(_)) => tracing::warn!("{} is not what was written: made again", path.display()),
                 (Err(error), _) => tracing::warn!("{error}: made again"),
                 (_, Err(error)) => tracing::warn!("{error:#}: made again"),
             }
         }
-        let work = self.folder.join(key.file("part"));
         fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
+        let makers = makers(&work)?;
         let (mut artifact, value) = run(&work)?;
-        artifact.provenance.commit = Some(machine::commit());
+        artifact.provenance.commit = Some(makers.clone());
         // The network comes last: where it is, the numbers are.
-        let stored = self.write(key, value)?;
+        let stored = self.write(key, makers, Some(artifact.sha256()), value)?;
         artifact.save(&path)?;
         fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
         self.note(key.file("safetensors"), false, stored.commit);
@@ -150,7 +172,7 @@ impl Store {
         let found = cached.is_some();
         let stored = match cached {
             Some(stored) => stored,
-            None => self.write(key, run()?)?,
+            None => self.write(key, machine::commit(), None, run()?)?,
         };
         self.note(key.file("json"), found, stored.commit);
         Ok(stored.value)
@@ -162,8 +184,14 @@ impl Store {
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
 
-    fn write<T: Serialize + DeserializeOwned>(&self, key: &Key, value: T) -> Result<Stored<T>> {
-        let stored = Stored { commit: machine::commit(), value };
+    fn write<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &Key,
+        commit: String,
+        artifact: Option<String>,
+        value: T,
+    ) -> Result<Stored<T>> {
+        let stored = Stored { commit, artifact, value };
         let text = serde_json::to_string(&stored)?;
         if let Err(error) = serde_json::from_str::<Stored<T>>(&text) {
             bail!(
@@ -179,6 +207,24 @@ impl Store {
         tracing::info!("{} {file}", if cached { "found" } else { "made" });
         self.log.borrow_mut().push(StageLog { file, cached, made_by });
     }
+}
+
+/// The commits that worked on a stage so far, this one included: a checkpoint may come from an older program.
+fn makers(work: &Path) -> Result<String> {
+    let path = work.join("commits");
+    let here = machine::commit();
+    let before = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let makers = match before.split('+').any(|c| c == here) {
+        true => before,
+        false if before.is_empty() => here,
+        false => format!("{before}+{here}"),
+    };
+    write_atomically(&path, makers.as_bytes())?;
+    Ok(makers)
 }
 
 #[cfg(test)]
@@ -235,6 +281,12 @@ mod tests {
         let key = Key::new("fit", &[], &());
         store.artifact(&key, |_| Ok((artifact(1), ()))).unwrap();
         let path = folder.path().join(key.file("safetensors"));
+        artifact(2).save(&path).unwrap();
+        assert_eq!(
+            store.artifact(&key, |_| Ok((artifact(1), ()))).unwrap().0.model,
+            artifact(1).model,
+            "a stranger"
+        );
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
         let mut runs = 0;

@@ -42,14 +42,15 @@ fn start(args: &[&str]) -> Child {
 fn a_run_killed_again_and_again_gives_the_report_of_one_that_was_not() {
     let folder = tempfile::tempdir().unwrap();
     let (straight, killed) = (folder.path().join("straight"), folder.path().join("killed"));
-    let args = |out: &Path| ["run", "lenet", "--quick", "--out", out.to_str().unwrap()].map(String::from);
+    let args =
+        |out: &Path| ["reproduce", "lenet", "--quick", "--out", out.to_str().unwrap()].map(String::from);
     let whole = args(&straight);
     let begin = std::time::Instant::now();
     let out = output(&whole.each_ref().map(String::as_str));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let whole_run = begin.elapsed();
     let broken = args(&killed);
-    for share in [5, 17, 3, 29, 41, 11, 23] {
+    for share in [5, 17, 3, 29, 41, 11, 23, 8, 13] {
         let mut child = start(&broken.each_ref().map(String::as_str));
         std::thread::sleep(Duration::from_micros(
             u64::try_from(whole_run.as_micros()).unwrap() * share / 100,
@@ -69,11 +70,36 @@ fn a_run_killed_again_and_again_gives_the_report_of_one_that_was_not() {
     assert!(!left.iter().any(|f| debris(&f.to_string_lossy())), "work is left: {left:?}");
 }
 
+/// SIGINT ends the run after the iteration, with a checkpoint, a sentence and a failure.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_says_so_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["reproduce", "lenet", "--seeds", "1", "--out", folder.path().to_str().unwrap()];
+    let child = program(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let work = || {
+        let stages = std::fs::read_dir(folder.path().join("stages"));
+        stages.into_iter().flatten().any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".part"))
+    };
+    while !work() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(text.contains("stopped in baseline at iteration") && text.contains("goes on"), "{text}");
+    let stages = folder.path().join("stages");
+    let part = std::fs::read_dir(&stages).unwrap().map(|e| e.unwrap().path()).find(|p| p.is_dir()).unwrap();
+    assert!(part.join("checkpoint.safetensors").exists(), "no checkpoint in {}", part.display());
+}
+
 #[test]
 fn the_report_has_the_arms_and_claims_its_schema_promises() {
     let folder = tempfile::tempdir().unwrap();
     let out = output(&[
-        "run",
+        "reproduce",
         "lenet",
         "--quick",
         "--sweep",
@@ -129,7 +155,7 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
         (vec!["alexnet"], "alexnet"),
         (vec!["lenet", "--unknown"], "--unknown"),
     ] {
-        let mut args = vec!["run", "--out", out_text];
+        let mut args = vec!["reproduce", "--out", out_text];
         args.extend(&extra);
         let out = output(&args);
         let text = String::from_utf8_lossy(&out.stderr).into_owned();

@@ -111,6 +111,18 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
     }
 }
 
+/// Names iteration and layer where a network whose training still looked finite is not so on the test set.
+fn diverged(error: Error, iteration: u64, trainer: &Trainer, loss: f64) -> Error {
+    match error {
+        Error::NotFinite { image } => {
+            let graph = trainer.net().graph();
+            let node = graph.node(graph.outputs()[0]).name().to_owned();
+            Error::Diverged { iteration, what: format!("output for test image {image}"), node, loss }
+        }
+        other => other,
+    }
+}
+
 /// A run and what it wrote so far.
 struct Run<'a> {
     fit: &'a Fit<'a>,
@@ -175,7 +187,8 @@ impl Run<'_> {
             if record {
                 let test = match self.fit.test.filter(|_| evaluate) {
                     Some(test) => {
-                        Some(evaluate_net(trainer.net(), test, self.fit.preprocessing, recipe.batch)?)
+                        let score = evaluate_net(trainer.net(), test, self.fit.preprocessing, recipe.batch);
+                        Some(score.map_err(|error| diverged(error, iteration, trainer, step.loss))?)
                     }
                     None => None,
                 };

@@ -93,12 +93,10 @@ impl Sgd {
         self.velocity = velocity;
     }
 
-    /// Zeroes masked weights, so that they start as they stay.
-    pub(crate) fn apply_masks(&self, net: &Net) -> Result<()> {
-        for (id, slot, rule) in self.tensors.iter() {
-            if let Some(mask) = rule.as_ref().and_then(|r| r.mask.as_ref()) {
-                update(&net.params().get(id)[slot], |w| apply_mask(w, mask.data()))?;
-            }
+    /// Zeroes masked weights, frozen ones too, so that they start as they stay.
+    pub(crate) fn apply_masks(net: &Net, masks: &Params<Array>) -> Result<()> {
+        for (id, slot, mask) in masks.iter() {
+            update(&net.params().get(id)[slot], |w| apply_mask(w, mask.data()))?;
         }
         Ok(())
     }

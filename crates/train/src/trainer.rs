@@ -61,7 +61,9 @@ impl Trainer {
             }
         }
         let sgd = Sgd::new(recipe, &net, masks)?;
-        sgd.apply_masks(&net)?;
+        if let Some(masks) = masks {
+            Sgd::apply_masks(&net, masks)?;
+        }
         let heads: Vec<NodeId> = net.graph().outputs().iter().map(|o| logits(&net, *o)).collect();
         let head_weights = recipe.head_weights(heads.len());
         let recipe = recipe.clone();
@@ -113,7 +115,9 @@ impl Trainer {
         let update = self.sgd.update(&self.net, &mut gradients, self.iteration, rate, measure)?;
         let update = update.map_err(|found| self.diverged(&found, loss))?;
         self.check_statistics(loss)?;
-        for (id, _) in self.net.graph().iter() {
+        // Elsewhere gradients come from the device, and nobody would take them from the pool again.
+        let recycled = if self.net.device().is_cpu() { self.net.graph().nodes().len() } else { 0 };
+        for (id, _) in self.net.graph().iter().take(recycled) {
             let spent = gradients.get_mut(id).iter_mut().filter_map(Option::take);
             spent.for_each(|gradient| self.sweep.pool().give(gradient));
         }

@@ -1,7 +1,9 @@
+use super::pipeline::Point;
 use super::settings::Settings;
 use super::{BATCHES, DENSE, LAYERS, Results, SweepPoint};
-use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table};
+use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table, thousands};
 use crate::statistics::mean;
+use cofilter_sparsity as sparsity;
 
 /// Mean over layers of rank over full rank.
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
@@ -21,11 +23,13 @@ pub(super) fn all(results: &Results, arms: &[Arm], settings: &Settings) -> Vec<F
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
 fn ranks(results: &Results, arms: &[Arm]) -> Figure {
     let full = LAYERS.map(|l| results.full_ranks.get(l).map(|r| *r as f64)).into();
-    let mut series = vec![BarSeries { name: "full".into(), values: full }];
+    // Full rank comes last, so that an arm has the same colour in every figure.
+    let mut series = Vec::new();
     for arm in arms.iter().filter(|a| DENSE.contains(&a.name.as_str())) {
         let values = LAYERS.map(|l| arm.ranks.get(l).map(|r| *r as f64)).into();
         series.push(BarSeries { name: arm.name.clone(), values });
     }
+    series.push(BarSeries { name: "full rank".into(), values: full });
     Figure {
         id: "ranks".into(),
         title: "Rank of each convolution at 95 % energy".into(),
@@ -61,20 +65,19 @@ fn spectrum(results: &Results, layer: &str) -> Figure {
 fn tuning(results: &Results) -> Figure {
     let line = |arm: &&str| {
         let runs = &results.arms[&format!("{arm}-tuned")];
-        let start = &results.arms[&format!("{arm}-lowrank")];
-        let mut points = vec![[0.0, mean(&start.iter().map(|t| t.top1).collect::<Vec<_>>())]];
-        for (i, point) in runs[0].curve.iter().enumerate() {
+        let mean_at = |(i, point): (usize, &Point)| {
             let top1: Vec<f64> = runs.iter().filter_map(|r| r.curve.get(i)).map(|p| p.top1).collect();
             #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
-            points.push([point.iteration as f64, mean(&top1)]);
-        }
+            [point.iteration as f64, mean(&top1)]
+        };
+        let points = runs[0].curve.iter().enumerate().map(mean_at).collect();
         LineSeries { name: String::from(*arm), points }
     };
     Figure {
         id: "fine-tuning".into(),
         title: "Accuracy while fine-tuning the decomposed networks".into(),
         caption:
-            "All arms have the same ranks; iteration 0 is right after decomposition. Mean over the seeds."
+            "All arms have the same ranks. Mean over the seeds; right after decomposition they are the -lowrank arms."
                 .into(),
         x_label: "iteration".into(),
         y_label: "top-1, %".into(),
@@ -161,5 +164,70 @@ pub(super) fn sweep_table(points: &[SweepPoint]) -> Table {
         caption: "First seed; before decomposition.".into(),
         columns: ["arm", "strength", "top-1 %", "ranks", "rank ratio"].map(String::from).into(),
         rows: points.iter().map(row).collect(),
+    }
+}
+
+/// What the decomposition kept of each layer.
+pub(super) fn layers_table(results: &Results) -> Table {
+    let mut rows = Vec::new();
+    for arm in DENSE {
+        for layer in &results.decompositions[arm].layers {
+            rows.push(vec![
+                arm.into(),
+                layer.name.clone(),
+                layer.full_rank.to_string(),
+                layer.rank.to_string(),
+                format!("{:.1}", 100.0 * layer.energy),
+                format!("{:.3}", layer.relative_error),
+                thousands(layer.params_before),
+                thousands(layer.params_after),
+                thousands(layer.macs_before),
+                thousands(layer.macs_after),
+            ]);
+        }
+    }
+    let columns = [
+        "arm",
+        "layer",
+        "full",
+        "rank",
+        "energy, %",
+        "relative error",
+        "params",
+        "low-rank",
+        "MACs",
+        "low-rank",
+    ];
+    Table {
+        title: "Decomposition, layer by layer".into(),
+        caption: "Energy kept and relative Frobenius error of the weights, before fine-tuning; first seed."
+            .into(),
+        columns: columns.map(String::from).into(),
+        rows,
+    }
+}
+
+/// Where the zeros of the pruned networks are.
+pub(super) fn zeros_table(results: &Results) -> Table {
+    let mut rows = Vec::new();
+    for arm in ["control", "force-l1", "force-l2"] {
+        for layer in sparsity::density(&results.arms[&format!("{arm}-sparse")][0].model) {
+            rows.push(vec![
+                arm.into(),
+                layer.name,
+                thousands(layer.weights),
+                format!("{:.3}", layer.density),
+                format!("{} of {}", layer.zero_filters, layer.filters),
+                format!("{} of {}", layer.zero_columns, layer.columns),
+            ]);
+        }
+    }
+    Table {
+        title: "Zeros of the pruned networks".into(),
+        caption: "After pruning, fine-tuning and removal of what is zero altogether; first seed. Zeros that fill no filter and no \
+                  column save nothing in the dense kernels."
+            .into(),
+        columns: ["arm", "layer", "weights", "density", "zero filters", "zero columns"].map(String::from).into(),
+        rows,
     }
 }

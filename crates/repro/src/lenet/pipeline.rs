@@ -1,8 +1,9 @@
 use super::settings::Settings;
+use crate::machine;
 use crate::options::Options;
 use crate::stage::{Key, Store};
 use crate::timing;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use cofilter_data::Split;
 use cofilter_graph::{Artifact, Model, Preprocessing, Provenance};
 use cofilter_lowrank as lowrank;
@@ -26,6 +27,9 @@ pub(super) struct Pipeline<'a> {
     /// Finished stages.
     pub(super) store: &'a Store,
 }
+
+/// Images that rounding may move across a decision border between training and the runtime.
+const DISAGREEING_IMAGES: f64 = 2.0;
 
 /// One evaluation during training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,20 +70,12 @@ impl Pipeline<'_> {
             &[&parent_hash],
             &(recipe, data, masks.is_some()),
         );
-        let provenance = Provenance {
-            network: Some("lenet".into()),
-            recipe: Some(serde_json::to_value(recipe)?),
-            seed: Some(recipe.seed),
-            commit: None,
-            data_sha256: Some(self.data.train.sha256().to_owned()),
-            parent_sha256: Some(parent_hash),
-            preprocessing: Some(self.preprocessing.clone()),
-        };
+        let provenance = self.provenance(recipe, recipe.seed, &parent_hash)?;
         let (artifact, curve) = self.store.artifact(&key, |work| {
             let (model, curve) = self.train(name, parent, recipe, masks, work)?;
             Ok((Artifact { model, provenance }, curve))
         })?;
-        self.finish(artifact.model, curve)
+        self.finish(name, artifact.model, curve)
     }
 
     fn train(
@@ -113,31 +109,70 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Decomposes the convolutions to these ranks.
-    pub(super) fn decompose(&self, parent: &Model, ranks: &BTreeMap<String, usize>) -> Result<Trained> {
+    /// Decomposes the convolutions of a trained network to these ranks.
+    pub(super) fn decompose(
+        &self,
+        name: &str,
+        parent: &Trained,
+        seed: u64,
+        ranks: &BTreeMap<String, usize>,
+    ) -> Result<(Trained, lowrank::Report)> {
         let settings =
             lowrank::Settings { rule: lowrank::RankRule::Ranks(ranks.clone()), ..Default::default() };
-        let (model, _) = lowrank::decompose(parent, &settings)?;
-        self.finish(model, Vec::new())
+        let key = Key::new(&format!("{name}-seed{seed}"), &[&parent.hash], &settings);
+        let (artifact, report) = self.store.artifact(&key, |_| {
+            let (model, report) = lowrank::decompose(&parent.model, &settings)?;
+            Ok((Artifact { model, provenance: self.provenance(&settings, seed, &parent.hash)? }, report))
+        })?;
+        Ok((self.finish(name, artifact.model, Vec::new())?, report))
     }
 
     /// Prunes by magnitude, fine-tunes with the zeros kept, and removes what is zero altogether.
     pub(super) fn sparsify(&self, name: &str, parent: &Model, seed: u64) -> Result<Trained> {
         let settings = sparsity::Pruning { sparsity: self.settings.sparsity, ..Default::default() };
         let (pruned, masks) = sparsity::prune_magnitude(parent, &settings)?;
-        let tuned = self.fit(name, &pruned, &self.settings.tuning(seed), Some(&masks))?;
-        let (compacted, _) = sparsity::compact(&tuned.model)?;
-        self.finish(compacted, tuned.curve)
+        let tuned =
+            self.fit(&format!("{name}-masked"), &pruned, &self.settings.tuning(seed), Some(&masks))?;
+        let key = Key::new(&format!("{name}-seed{seed}"), &[&tuned.hash], &());
+        let (artifact, ()) = self.store.artifact(&key, |_| {
+            let (model, _) = sparsity::compact(&tuned.model)?;
+            Ok((Artifact { model, provenance: self.provenance(&settings, seed, &tuned.hash)? }, ()))
+        })?;
+        self.finish(name, artifact.model, tuned.curve)
     }
 
     /// Evaluates through the runtime and checks that training saw the same accuracy.
-    pub(super) fn finish(&self, model: Model, curve: Vec<Point>) -> Result<Trained> {
+    fn finish(&self, name: &str, model: Model, curve: Vec<Point>) -> Result<Trained> {
+        self.options.check_stop()?;
         let hash = hash(&model);
-        let key = Key::new("accuracy", &[&hash, self.data.test.sha256()], self.preprocessing);
+        // Measured anew by every other build of the program.
+        let settings = (self.preprocessing, machine::commit());
+        let key = Key::new("accuracy", &[&hash, self.data.test.sha256()], &settings);
         let top1 = self.store.value(&key, || {
             timing::top1(&model, &self.data.test, self.preprocessing, self.options.thread_count())
         })?;
+        if let Some(last) = curve.last() {
+            #[expect(clippy::cast_precision_loss, reason = "data sets are far smaller than 2^53")]
+            let images = (last.top1 - top1).abs() / 100.0 * self.data.test.len() as f64;
+            ensure!(
+                images <= DISAGREEING_IMAGES,
+                "{name}: training saw {:.2} % on the test set, the runtime {top1:.2} %: they differ by {images:.0} images",
+                last.top1
+            );
+        }
         Ok(Trained { model, hash, curve, top1 })
+    }
+
+    fn provenance(&self, settings: &impl Serialize, seed: u64, parent: &str) -> Result<Provenance> {
+        Ok(Provenance {
+            network: Some("lenet".into()),
+            recipe: Some(serde_json::to_value(settings)?),
+            seed: Some(seed),
+            commit: None,
+            data_sha256: Some(self.data.train.sha256().to_owned()),
+            parent_sha256: Some(parent.to_owned()),
+            preprocessing: Some(self.preprocessing.clone()),
+        })
     }
 }
 

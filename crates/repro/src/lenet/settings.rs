@@ -16,6 +16,8 @@ pub(super) struct Settings {
     pub(super) tune_iterations: u64,
     /// Iterations between two evaluations while fine-tuning.
     pub(super) evaluate_every: u64,
+    /// Iterations between two checkpoints.
+    pub(super) checkpoint_every: u64,
     /// Training images used; `None` is all.
     pub(super) train_images: Option<usize>,
     /// Test images used; `None` is all.
@@ -42,6 +44,7 @@ impl Settings {
             train_iterations: 10_000,
             tune_iterations: 5_000,
             evaluate_every: 500,
+            checkpoint_every: 1_000,
             train_images: None,
             test_images: None,
             energy: 0.95,
@@ -71,6 +74,7 @@ impl Settings {
             train_iterations: 60,
             tune_iterations: 30,
             evaluate_every: 15,
+            checkpoint_every: 10,
             train_images: Some(1_000),
             test_images: Some(300),
             ..Self::published()
@@ -114,7 +118,7 @@ impl Settings {
             multipliers: Multipliers::caffe(1.0),
             augment: Augment::default(),
             evaluate_every: self.evaluate_every,
-            checkpoint_every: 1_000,
+            checkpoint_every: self.checkpoint_every,
             ..Recipe::default()
         }
     }

@@ -9,10 +9,16 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 52.0;
 
+/// From so many categories on their labels are slanted and get room below.
+const SLANTED: usize = 10;
+const SLANT_ROOM: f64 = 70.0;
+
 /// A chart as SVG that takes its colours from the page's style sheet, so that it fits light and dark.
 pub(super) fn to_svg(figure: &Figure) -> String {
+    let slanted = matches!(&figure.plot, Plot::Bars { categories, .. } if categories.len() >= SLANTED);
+    let height = HEIGHT + if slanted { SLANT_ROOM } else { 0.0 };
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
         escape(&figure.title)
     );
     match &figure.plot {
@@ -20,7 +26,7 @@ pub(super) fn to_svg(figure: &Figure) -> String {
         Plot::Lines { series } => points(&mut svg, series, true),
         Plot::Points { series } => points(&mut svg, series, false),
     }
-    let (x, y) = (LEFT + inner_width() / 2.0, HEIGHT - 8.0);
+    let (x, y) = (LEFT + inner_width() / 2.0, height - 8.0);
     let _ = writeln!(
         svg,
         "<text class=\"label\" x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>",
@@ -129,8 +135,8 @@ fn bars(svg: &mut String, categories: &[String], series: &[BarSeries]) {
         #[expect(clippy::cast_precision_loss, reason = "small counts")]
         let left = LEFT + group * c as f64 + 0.1 * group;
         let (x, y) = (left + 0.4 * group, HEIGHT - BOTTOM + 18.0);
-        let slanted = categories.len() > 9;
-        let turn = if slanted { format!(" transform=\"rotate(-28 {x:.1} {y:.1})\"") } else { String::new() };
+        let slanted = categories.len() >= SLANTED;
+        let turn = if slanted { format!(" transform=\"rotate(-35 {x:.1} {y:.1})\"") } else { String::new() };
         let anchor = if slanted { "end" } else { "middle" };
         let _ = writeln!(
             svg,

@@ -57,7 +57,7 @@ pub struct Data {
     pub sha256: String,
 }
 
-/// One network with its measurements, each a mean over the seeds.
+/// One network with its measurements: accuracy is a mean over the seeds, costs and times are those of the first seed's network.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Arm {
     /// For example `force-l2-tuned`.
@@ -372,7 +372,9 @@ pub(crate) mod tests {
         }
         let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
         assert!(html.contains("&lt;angle&gt; &amp; ampersand") && !html.contains("<angle>"));
-        assert!(!html.contains("http://") || html.contains("http://www.w3.org"), "nothing is fetched");
+        let fetched =
+            ["src=", "href=", "url(", "@import", "<script"].into_iter().find(|word| html.contains(word));
+        assert_eq!(fetched, None, "the page fetches something");
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn masked_weights_and_momenta_stay_zero() {
     let arrays = vec![Array::new(vec![1, 2], vec![0.0, 1.0]), Array::new(vec![1], vec![1.0])];
     let masks = Params::new(vec![Vec::new(), arrays]);
     let mut sgd = Sgd::new(&recipe(), &net, Some(&masks)).unwrap();
-    sgd.apply_masks(&net).unwrap();
+    Sgd::apply_masks(&net, &masks).unwrap();
     assert_eq!(numbers(&net), (vec![0.0, -2.0], vec![4.0]));
     for iteration in 0..3 {
         step(&mut sgd, &net, iteration, &[0.5, 1.0], &[2.0]).unwrap();
