@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// All tests of the workspace; extra arguments go to `cargo test`.
 pub(crate) fn test(args: &[String]) -> Result<()> {
-    run(cargo(&["test", "--workspace"]).args(args))
+    run(cargo(&["test", "--workspace", "--no-fail-fast"]).args(args))
 }
 
 /// Everything that has to hold before a change lands.

@@ -34,6 +34,9 @@ impl Op {
             _ => self.of_one(inputs[0])?,
         };
         self.check_size(inputs, shape)?;
+        if let (Self::Conv2d(conv), Some(input)) = (self, inputs.first()) {
+            conv.check_reach(*input)?;
+        }
         Ok(shape)
     }
 
@@ -167,7 +170,6 @@ impl Conv2d {
                 self.out_channels, self.groups
             ));
         }
-        let mut reached = self.out_channels.max(channels) as u128;
         let mut out = [0; 2];
         for (axis, extent) in [height, width].into_iter().enumerate() {
             let (k, s, p, d) =
@@ -175,11 +177,6 @@ impl Conv2d {
             if k == 0 || s == 0 || d == 0 {
                 return Err(format!("kernel {k}, stride {s} and dilation {d} must be above 0"));
             }
-            let taps = k as u128 * d as u128 + extent as u128 + 2 * p as u128;
-            reached = reached.saturating_mul(taps);
-            check(reached <= MAX_REACH, || {
-                format!("kernel {k}, dilation {d} and padding {p} reach over too many values")
-            })?;
             let reach = (k - 1).checked_mul(d).and_then(|r| r.checked_add(1));
             let padded = p.checked_mul(2).and_then(|p| p.checked_add(extent));
             out[axis] = match (reach, padded) {
@@ -192,6 +189,23 @@ impl Conv2d {
             };
         }
         Ok(Shape::map(self.out_channels, out[0], out[1]))
+    }
+}
+
+impl Conv2d {
+    /// Refuses windows so large that their positions cannot be counted.
+    fn check_reach(&self, input: Shape) -> Result<(), Reason> {
+        let channels = self.out_channels.max(input.channels()) as u128;
+        let reach = |axis: usize| {
+            let taps = self.kernel[axis] as u128 * self.dilation[axis] as u128;
+            taps + input.spatial()[axis] as u128 + 2 * self.padding[axis] as u128
+        };
+        check(channels.saturating_mul(reach(0).saturating_mul(reach(1))) <= MAX_REACH, || {
+            format!(
+                "kernel {:?}, dilation {:?} and padding {:?} are too large",
+                self.kernel, self.dilation, self.padding
+            )
+        })
     }
 }
 
