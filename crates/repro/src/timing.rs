@@ -6,6 +6,7 @@ use cofilter_data::{Augment, Dataset, Pipeline};
 use cofilter_graph::{Model, Preprocessing};
 use cofilter_runtime::latency::{Budget, measure};
 use cofilter_runtime::{Options, Plan};
+use std::sync::Arc;
 use std::time::Duration;
 
 const BATCH: usize = 100;
@@ -53,7 +54,12 @@ pub fn latencies(
     time: Duration,
 ) -> Result<Vec<Percentiles>> {
     ensure!(!models.is_empty(), "nothing to time");
-    let options = Options { batch, threads, ..Options::default() };
+    // One pool for all: the system may place the threads of one pool better than those of another.
+    let pool = match threads {
+        1 => None,
+        _ => Some(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?)),
+    };
+    let options = Options { batch, threads, pool, ..Options::default() };
     let mut runs = Vec::with_capacity(models.len());
     for (name, model) in models {
         let plan = Plan::compile(model, &options).with_context(|| (*name).to_owned())?;
