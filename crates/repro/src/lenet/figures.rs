@@ -153,7 +153,7 @@ pub(super) fn sweep_table(points: &[SweepPoint]) -> Table {
         let ranks = p.ranks.values().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         vec![
             p.force.into(),
-            format!("{}", p.strength),
+            format!("{:.2e}", p.strength),
             format!("{:.2}", p.top1),
             ranks,
             format!("{:.3}", p.rank_ratio),
