@@ -4,9 +4,11 @@ use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Folder of the workspace.
+/// Folder of the workspace, as cargo tells it at run time: two checkouts may share one build folder, and then the one that
+/// was compiled in could be the other's.
 pub(crate) fn root() -> PathBuf {
-    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let told = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).filter(|f| f.ends_with("xtask"));
+    let mut folder = told.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     folder.pop();
     folder
 }

@@ -1,7 +1,7 @@
 //! Milliseconds of a training iteration, split into data, forward, backward and update; and convolutions, forward and
 //! backward, beside candle's own in one interleaved run.
 //!
-//! `cargo bench -p cofilter-train`; `RAYON_NUM_THREADS` sets the threads of both. Run by `cargo test`, it does one round.
+//! `cargo bench -p cofilter-train`; `RAYON_NUM_THREADS` sets the threads of both. Run by `cargo test --benches`, it does one round.
 
 use candle_core::{DType, Device, Tensor, Var};
 use cofilter_data::{Augment, Dataset, Pipeline, Sampler, preprocessing};
