@@ -24,6 +24,7 @@
 //! written.
 
 mod batch_norm;
+pub mod blocked;
 mod conv;
 mod elementwise;
 mod gemm;

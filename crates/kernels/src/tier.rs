@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use crate::blocked::lanes::{self, Kernel, Lanes};
 use crate::gemm::panel::{self, Columns, Spread};
 use crate::gemm::tile::{self, Tile};
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +26,11 @@ pub(crate) struct Tier {
     pub(crate) cols: usize,
     /// Numbers in a vector.
     pub(crate) lanes: usize,
+    /// Vectors of sums that stay in registers, see [`Lanes::SUMS`].
+    pub(crate) sums: usize,
+    /// Blocks of output channels at once, see [`Lanes::BLOCKS`].
+    pub(crate) blocks: usize,
+    set: Set,
     supported: fn() -> bool,
     multiply: unsafe fn(&Tile<'_>),
     gather: Gather,
@@ -33,12 +39,40 @@ pub(crate) struct Tier {
     take: unsafe fn(&[f32], usize, &mut [f32]),
 }
 
+/// Which instruction set.
+#[derive(Clone, Copy)]
+enum Set {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
 /// Signature of [`panel::gather`].
 type Gather = unsafe fn(&[f32], &[usize], &[Columns], &mut [f32]);
 /// Signature of [`panel::transpose`].
 type Transpose = unsafe fn(&[f32], usize, usize, usize, &mut [f32], usize);
 
 impl Tier {
+    /// Runs a kernel that was compiled for this tier.
+    ///
+    /// # Safety
+    /// As the kernel demands.
+    #[inline]
+    pub(crate) unsafe fn launch<K: Kernel>(&self, kernel: K) -> K::Output {
+        // SAFETY: the machine has this tier, because a reference to it exists; the rest is the caller's promise.
+        unsafe {
+            match self.set {
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx512 => lanes::Avx512::call(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx2 => lanes::Avx2::call(kernel),
+                Set::Portable => lanes::Portable::call(kernel),
+            }
+        }
+    }
+
     /// Computes a tile, see [`tile::multiply`].
     ///
     /// # Safety
@@ -97,7 +131,7 @@ impl std::fmt::Debug for Tier {
 
 /// Compiles the kernels of one instruction set and describes them.
 macro_rules! tier {
-    ($module:ident, $simd:ty, $features:meta, $supported:expr) => {
+    ($module:ident, $simd:ident, $features:meta, $supported:expr) => {
         mod $module {
             use super::*;
 
@@ -158,6 +192,9 @@ macro_rules! tier {
                 rows: <$simd>::ROWS,
                 cols: <$simd>::VECTORS * <$simd>::LANES,
                 lanes: <$simd>::LANES,
+                sums: <lanes::$simd as Lanes>::SUMS,
+                blocks: <lanes::$simd as Lanes>::BLOCKS,
+                set: Set::$simd,
                 supported: $supported,
                 multiply,
                 gather,

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use cofilter_data::{Augment, Dataset, Pipeline};
 use cofilter_graph::{Model, Preprocessing};
 use cofilter_runtime::latency::{Budget, measure};
-use cofilter_runtime::{Options, Plan};
+use cofilter_runtime::{Options, Plan, Team};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,12 +54,9 @@ pub fn latencies(
     time: Duration,
 ) -> Result<Vec<Percentiles>> {
     ensure!(!models.is_empty(), "nothing to time");
-    // One pool for all: the system may place the threads of one pool better than those of another.
-    let pool = match threads {
-        1 => None,
-        _ => Some(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?)),
-    };
-    let options = Options { batch, threads, pool, ..Options::default() };
+    // One team for all: the system may place the threads of one better than those of another.
+    let team = Some(Arc::new(Team::new(threads)?));
+    let options = Options { batch, threads, team, ..Options::default() };
     let mut runs = Vec::with_capacity(models.len());
     for (name, model) in models {
         let plan = Plan::compile(model, &options).with_context(|| (*name).to_owned())?;

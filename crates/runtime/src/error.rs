@@ -33,13 +33,29 @@ pub enum Error {
         /// Values there is room for.
         found: usize,
     },
+    /// The plan would hold more memory than allowed.
+    #[error(
+        "the plan needs {needed} bytes (weights {weights}, values {values}, workspace {scratch}), `max_memory` allows {allowed}"
+    )]
+    Memory {
+        /// Bytes of the plan and one session.
+        needed: usize,
+        /// Of weights and biases.
+        weights: usize,
+        /// Of values between the steps, for the whole batch.
+        values: usize,
+        /// Of the kernels' workspace.
+        scratch: usize,
+        /// The limit.
+        allowed: usize,
+    },
     /// The threads of a plan could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {
         /// Number asked for.
         threads: usize,
         /// What the system said.
-        source: rayon::ThreadPoolBuildError,
+        source: std::io::Error,
     },
 }
 

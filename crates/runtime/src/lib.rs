@@ -38,9 +38,10 @@ pub mod reference;
 mod session;
 
 pub use backend::{Memory, StepInfo};
+pub use cofilter_kernels::blocked::Team;
 pub use cofilter_kernels::cpu_tier;
 pub use error::{Error, Result};
 pub use options::{BackendKind, Options};
 pub use plan::Plan;
-pub use program::{Place, Program, Step, Value};
+pub use program::{Program, Step, Value};
 pub use session::{Profile, Session, StepTime};

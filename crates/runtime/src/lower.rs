@@ -1,29 +1,17 @@
-use cofilter_graph::{Array, Model, NodeId, Op, Shape};
-
-/// A step whose values have no place yet. Value 0 is the images, value `i + 1` the result of draft `i`; a shape goes
-/// with each use, since flattening is only another view.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    pub(crate) nodes: Vec<String>,
-    pub(crate) op: Op,
-    pub(crate) tensors: Vec<Array>,
-    pub(crate) operands: Vec<(usize, Shape)>,
-    pub(crate) add: Option<(usize, Shape)>,
-    pub(crate) relu: bool,
-    pub(crate) shape: Shape,
-    pub(crate) macs: usize,
-}
+use crate::{Step, Value};
+use cofilter_graph::{Model, NodeId, Op};
 
 /// The steps of a network to which the inference passes were applied, and its main output.
-pub(crate) fn drafts(model: &Model) -> (Vec<Draft>, (usize, Shape)) {
+pub(crate) fn steps(model: &Model) -> (Vec<Step>, Value) {
     let graph = model.graph();
     let macs = graph.cost().nodes().iter().map(|cost| cost.macs).collect();
-    let mut lowering = Lowering { model, macs, values: vec![0; graph.nodes().len()], drafts: Vec::new() };
+    let mut lowering = Lowering { model, macs, values: vec![0; graph.nodes().len()], steps: Vec::new() };
     for chain in chains(model).iter().flatten() {
         lowering.emit(chain);
     }
     let output = graph.outputs()[0];
-    (lowering.drafts, (lowering.values[output.index()], graph.node(output).shape()))
+    let output = lowering.value(output);
+    (lowering.steps, output)
 }
 
 /// A node and the element-wise followers that its step computes too.
@@ -75,17 +63,17 @@ struct Lowering<'a> {
     macs: Vec<usize>,
     /// Value of each node, filled in order.
     values: Vec<usize>,
-    drafts: Vec<Draft>,
+    steps: Vec<Step>,
 }
 
 impl Lowering<'_> {
     fn emit(&mut self, chain: &Chain) {
         let graph = self.model.graph();
         let head = graph.node(chain.head);
-        let mut operands: Vec<(usize, Shape)> = head.inputs().iter().map(|i| self.value(*i)).collect();
+        let mut operands: Vec<Value> = head.inputs().iter().map(|i| self.value(*i)).collect();
         let value = match head.op() {
             Op::Input { .. } => 0,
-            Op::Flatten | Op::Dropout { .. } => operands[0].0,
+            Op::Flatten | Op::Dropout { .. } => operands[0].id,
             Op::Add => {
                 let last = operands.pop().expect("an add has two or more inputs, the graph checked it");
                 let sum = self.sum(&operands, head.name());
@@ -94,7 +82,7 @@ impl Lowering<'_> {
             _ => {
                 let add = chain.add.map(|add| {
                     let others = graph.node(add).inputs().iter().filter(|i| **i != chain.head);
-                    let others: Vec<(usize, Shape)> = others.map(|i| self.value(*i)).collect();
+                    let others: Vec<Value> = others.map(|i| self.value(*i)).collect();
                     self.sum(&others, graph.node(add).name())
                 });
                 self.push(chain, operands, add)
@@ -103,42 +91,44 @@ impl Lowering<'_> {
         self.values[chain.tail().index()] = value;
     }
 
-    fn value(&self, id: NodeId) -> (usize, Shape) {
-        (self.values[id.index()], self.model.graph().node(id).shape())
+    fn value(&self, id: NodeId) -> Value {
+        Value { id: self.values[id.index()], shape: self.model.graph().node(id).shape() }
     }
 
     /// The sum of one or more values, by steps of two.
-    fn sum(&mut self, values: &[(usize, Shape)], node: &str) -> (usize, Shape) {
+    fn sum(&mut self, values: &[Value], node: &str) -> Value {
         let (first, rest) =
             values.split_first().expect("an add has two or more inputs, the graph checked it");
         rest.iter().fold(*first, |sum, value| {
-            self.drafts.push(Draft {
+            let result = Value { id: self.steps.len() + 1, shape: sum.shape };
+            self.steps.push(Step {
                 nodes: vec![node.into()],
                 op: Op::Add,
                 tensors: Vec::new(),
                 operands: vec![sum, *value],
                 add: None,
                 relu: false,
-                shape: sum.1,
+                result,
                 macs: 0,
             });
-            (self.drafts.len(), sum.1)
+            result
         })
     }
 
-    fn push(&mut self, chain: &Chain, operands: Vec<(usize, Shape)>, add: Option<(usize, Shape)>) -> usize {
+    fn push(&mut self, chain: &Chain, operands: Vec<Value>, add: Option<Value>) -> usize {
         let graph = self.model.graph();
         let members = [Some(chain.head), chain.add, chain.relu].into_iter().flatten();
-        self.drafts.push(Draft {
+        let result = Value { id: self.steps.len() + 1, shape: graph.node(chain.head).shape() };
+        self.steps.push(Step {
             nodes: members.map(|id| graph.node(id).name().to_string()).collect(),
             op: graph.node(chain.head).op().clone(),
             tensors: self.model.tensors(chain.head).to_vec(),
             operands,
             add,
             relu: chain.relu.is_some(),
-            shape: graph.node(chain.head).shape(),
+            result,
             macs: self.macs[chain.head.index()],
         });
-        self.drafts.len()
+        result.id
     }
 }

@@ -1,5 +1,5 @@
 use crate::{Error, Result};
-use rayon::ThreadPool;
+use cofilter_kernels::blocked::Team;
 use std::sync::Arc;
 
 /// What executes a plan.
@@ -29,18 +29,31 @@ impl BackendKind {
 pub struct Options {
     /// Most images of one run, above 0. Memory is planned for it; smaller batches run too.
     pub batch: usize,
-    /// Threads of one run, in `1..=1024`. 1 is the calling thread alone; more are a pool that the plan owns, or `pool`.
+    /// Threads of one run, in `1..=1024`. 1 is the calling thread alone; more are a team that the plan owns, or `team`.
     /// Results are the same for every number, bit for bit. The reference always runs on the calling thread.
     pub threads: usize,
     /// What executes the plan.
     pub backend: BackendKind,
-    /// A pool of the caller's, with `threads` threads, instead of one that the plan owns. Unused with one thread.
-    pub pool: Option<Arc<ThreadPool>>,
+    /// A team of the caller's with `threads` threads, its own or those of a rayon pool, instead of one that the plan owns.
+    /// Several plans may share it.
+    pub team: Option<Arc<Team>>,
+    /// Largest error of an output, relative to the largest one, that a faster algorithm may add to the rounding of a plain
+    /// sum: convolutions use Winograd's only where its stated bound is below. 0 rules it out.
+    pub tolerance: f32,
+    /// Most bytes that the plan and one session may hold, if there is a limit.
+    pub max_memory: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { batch: 1, threads: 1, backend: BackendKind::default(), pool: None }
+        Self {
+            batch: 1,
+            threads: 1,
+            backend: BackendKind::default(),
+            team: None,
+            tolerance: 1e-4,
+            max_memory: None,
+        }
     }
 }
 
@@ -53,32 +66,24 @@ impl Options {
         if !(1..=1024).contains(&self.threads) {
             return fail("threads", format!("expected 1..=1024, found {}", self.threads));
         }
-        match &self.pool {
-            Some(pool) if pool.current_num_threads() != self.threads => fail(
-                "pool",
-                format!(
-                    "expected {} threads as in `threads`, found {}",
-                    self.threads,
-                    pool.current_num_threads()
-                ),
+        if !(self.tolerance >= 0.0) {
+            return fail("tolerance", format!("expected 0 or more, found {}", self.tolerance));
+        }
+        match &self.team {
+            Some(team) if team.threads() != self.threads => fail(
+                "team",
+                format!("expected {} threads as in `threads`, found {}", self.threads, team.threads()),
             ),
             _ => Ok(()),
         }
     }
 
-    /// The pool to run in; none for the calling thread alone.
-    pub(crate) fn workers(&self) -> Result<Option<Arc<ThreadPool>>> {
-        if self.threads == 1 {
-            return Ok(None);
-        }
-        if let Some(pool) = &self.pool {
-            return Ok(Some(Arc::clone(pool)));
+    /// The team to run with.
+    pub(crate) fn workers(&self) -> Result<Arc<Team>> {
+        if let Some(team) = &self.team {
+            return Ok(Arc::clone(team));
         }
         let threads = self.threads;
-        let name = |i| format!("cofilter-{i}");
-        match rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build() {
-            Ok(pool) => Ok(Some(Arc::new(pool))),
-            Err(source) => Err(Error::Threads { threads, source }),
-        }
+        Team::new(threads).map(Arc::new).map_err(|source| Error::Threads { threads, source })
     }
 }

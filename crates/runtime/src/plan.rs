@@ -17,7 +17,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Option`] for options that make no sense, [`Error::Model`] if a tensor is not finite,
-    /// [`Error::Threads`] if the threads cannot be started.
+    /// [`Error::Threads`] if the threads cannot be started, [`Error::Memory`] if it would take more than `max_memory`.
     pub fn compile(model: &Model, options: &Options) -> Result<Self> {
         options.check()?;
         let program = Arc::new(Program::lower(model)?);
@@ -26,6 +26,16 @@ impl Plan {
             BackendKind::Reference => Arc::new(reference::Executor::new(&program)),
             BackendKind::Cpu => Arc::new(cpu::Executor::new(&program, options)?),
         };
+        let memory = executable.memory();
+        if let Some(allowed) = options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed) {
+            return Err(Error::Memory {
+                needed: memory.peak_bytes(),
+                weights: memory.weight_bytes,
+                values: memory.arena_bytes,
+                scratch: memory.scratch_bytes,
+                allowed,
+            });
+        }
         tracing::debug!(steps = program.steps().len(), backend = options.backend.name(), "compiled");
         Ok(Self { program, options: options.clone(), executable })
     }
@@ -115,12 +125,14 @@ impl fmt::Debug for Plan {
 /// Refuses a batch whose values cannot be addressed.
 fn check_size(program: &Program, batch: usize) -> Result<()> {
     let input = program.source().graph().input_shape().elements();
-    let largest = program.arena_len().max(input).max(program.output().shape.elements());
-    match largest.checked_mul(batch) {
-        Some(len) if len <= isize::MAX as usize / 16 => Ok(()),
+    let values = program.steps().iter().map(|step| step.result.shape.elements());
+    // Borders and blocks of channels make a map at most so much larger.
+    let all: usize = values.chain([input]).fold(0, usize::saturating_add);
+    match all.checked_mul(batch) {
+        Some(len) if len <= isize::MAX as usize / (1 << 12) => Ok(()),
         _ => Err(Error::Option {
             option: "batch",
-            reason: format!("{batch} images of {largest} values each are more than memory can address"),
+            reason: format!("{batch} images of {all} values each are more than memory can address"),
         }),
     }
 }

@@ -1,242 +1,129 @@
-use crate::Step;
-use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind, Shape};
-use cofilter_kernels::{
-    ConvShape, Epilogue, LrnShape, PackedConv, PackedLinear, Par, PlaneShape, PoolShape, adaptive_avg_pool,
-    add, avg_pool, batch_norm, lrn_across, lrn_within, max_pool, relu, softmax,
-};
-use rayon::prelude::*;
+//! From steps of a program to steps of the kernels.
 
-/// An operation with everything that does not depend on the images.
-pub(super) enum Kernel {
-    Conv {
-        conv: Box<PackedConv>,
-        shape: ConvShape,
-        relu: bool,
-    },
-    Linear {
-        linear: Box<PackedLinear>,
-        relu: bool,
-    },
-    BatchNorm {
-        shape: PlaneShape,
-        eps: f32,
-        tensors: [Array; 4],
-        relu: bool,
-    },
-    Relu,
-    Pool {
-        kind: PoolKind,
-        shape: PoolShape,
-        count_padding: bool,
-    },
-    AdaptiveAvgPool {
-        channels: usize,
-        in_size: [usize; 2],
-        out_size: [usize; 2],
-    },
-    Lrn {
-        region: LrnRegion,
-        shape: LrnShape,
-    },
-    Add {
-        relu: bool,
-    },
-    Concat,
-    Softmax {
-        cols: usize,
-    },
-    /// Elements of zeros before and after each image.
-    PadChannels {
-        before: usize,
-        after: usize,
-    },
+use super::layout::{Layout, Work};
+use crate::backend::StepInfo;
+use crate::{Options, Program, Step};
+use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind};
+use cofilter_kernels::blocked::{self, LinearWeights, Storage, View, Weights, Window};
+
+/// The kernels' steps in order, and what each is.
+pub(super) fn steps(
+    program: &Program,
+    layout: &Layout,
+    options: &Options,
+) -> (Vec<blocked::Step>, Vec<StepInfo>) {
+    let steps = layout.work.iter().map(|work| match work {
+        Work::Copy { src, dst } => {
+            let (src, dst) = (layout.view(*src), layout.view(*dst));
+            let info = StepInfo {
+                nodes: "layout".into(),
+                algorithm: if dst.pixel_stride == 1 { "copy to planes" } else { "copy to blocks" }.into(),
+                result: cofilter_graph::Shape::map(dst.channels(), dst.size[0], dst.size[1]),
+                macs: 0,
+                weight_bytes: 0,
+            };
+            (blocked::Step::relayout(&src, &dst), info)
+        }
+        Work::Step { step, srcs, add, dst } => {
+            let step = &program.steps()[*step];
+            let srcs: Vec<View> = srcs.iter().map(|src| layout.view(*src)).collect();
+            let add = add.map(|add| layout.view(add));
+            let (kernel, algorithm) = kernel(step, &srcs, add.as_ref(), &layout.view(*dst), options);
+            let info = StepInfo {
+                nodes: step.nodes.join("+"),
+                algorithm,
+                result: step.result.shape,
+                macs: step.macs,
+                weight_bytes: step.tensors.iter().map(|t| size_of_val(t.data())).sum(),
+            };
+            (kernel, info)
+        }
+    });
+    steps.unzip()
 }
 
-impl Kernel {
-    pub(super) fn new(step: &Step) -> Self {
-        let from = step.operands[0].shape;
-        let to = step.result.shape;
-        let [channels, plane] = [from.channels(), from.spatial().iter().product()];
-        let relu = step.relu;
-        match &step.op {
-            Op::Conv2d(conv) => {
-                let shape = conv_shape(conv, from);
-                let (weight, bias) = weight_and_bias(&step.tensors);
-                Self::Conv { conv: Box::new(PackedConv::new(&shape, weight, bias)), shape, relu }
-            }
-            Op::Linear(op) => {
-                let (weight, bias) = weight_and_bias(&step.tensors);
-                let linear = PackedLinear::new(op.out_features, from.elements(), weight, bias);
-                Self::Linear { linear: Box::new(linear), relu }
-            }
-            Op::BatchNorm(bn) => Self::BatchNorm {
-                shape: PlaneShape { batch: 1, channels, plane },
-                eps: bn.eps,
-                tensors: std::array::from_fn(|slot| step.tensors[slot].clone()),
-                relu,
-            },
-            Op::Relu => Self::Relu,
-            Op::Pool2d(pool) => Self::Pool {
-                kind: pool.kind,
-                shape: pool_shape(pool, from, to),
-                count_padding: pool.count_padding,
-            },
-            Op::AdaptiveAvgPool { output } => {
-                Self::AdaptiveAvgPool { channels, in_size: from.spatial(), out_size: *output }
-            }
-            Op::Lrn(op) => Self::Lrn {
-                region: op.region,
-                shape: LrnShape {
-                    batch: 1,
-                    channels,
-                    size: from.spatial(),
-                    local_size: op.size,
-                    alpha: op.alpha,
-                    beta: op.beta,
-                    k: op.k,
-                },
-            },
-            Op::Add => Self::Add { relu },
-            Op::Concat => Self::Concat,
-            Op::Softmax => Self::Softmax { cols: from.elements() },
-            Op::PadChannels(pad) => {
-                Self::PadChannels { before: pad.before * plane, after: pad.after * plane }
-            }
-            Op::Input { .. } | Op::Flatten | Op::Dropout { .. } => {
-                unreachable!(
-                    "an input is a value, flattening a view, and dropout was removed: none of them is a step"
-                )
-            }
+/// One step and, for people, what it does and how.
+fn kernel(
+    step: &Step,
+    srcs: &[View],
+    add: Option<&View>,
+    dst: &View,
+    options: &Options,
+) -> (blocked::Step, String) {
+    let (src, relu) = (&srcs[0], step.relu);
+    match &step.op {
+        Op::Conv2d(conv) => convolution(conv, step, src, add, dst, options),
+        Op::Linear(_) => {
+            let (weight, bias) = weight_and_bias(&step.tensors);
+            let weights = LinearWeights { weight, bias, relu, storage: Storage::F32 };
+            (blocked::Step::linear(weights, src, dst, options.batch, options.threads), "linear".into())
         }
-    }
-
-    /// Computes `n` images. `srcs` are the operands, then what is added to the result of a convolution.
-    pub(super) fn run(&self, n: usize, srcs: &[&[f32]], dst: &mut [f32], scratch: &mut [f32], par: Par) {
-        let src = srcs[0];
-        match self {
-            Self::Conv { conv, relu, .. } => {
-                let epilogue = Epilogue { add: srcs.get(1).copied(), relu: *relu };
-                conv.run(n, src, epilogue, dst, scratch, par);
-            }
-            Self::Linear { linear, relu } => linear.run(n, src, *relu, dst, scratch, par),
-            Self::BatchNorm { shape, eps, tensors, relu } => {
-                let [gamma, beta, mean, var] = tensors.each_ref().map(Array::data);
-                let shape = PlaneShape { batch: n, ..*shape };
-                batch_norm(&shape, src, mean, var, *eps, gamma, beta, *relu, dst, par);
-            }
-            Self::Relu => relu(src, dst, par),
-            Self::Pool { kind, shape, count_padding } => {
-                let shape = PoolShape { planes: n * shape.planes, ..*shape };
-                match kind {
-                    PoolKind::Max => max_pool(&shape, src, dst, None, par),
-                    PoolKind::Average => avg_pool(&shape, *count_padding, src, dst, par),
+        Op::BatchNorm(bn) => {
+            let [gamma, beta, mean, var]: [&[f32]; 4] = std::array::from_fn(|slot| step.tensors[slot].data());
+            // In double precision: the variance may be tiny.
+            let scale = |c: usize| f64::from(gamma[c]) / (f64::from(var[c]) + f64::from(bn.eps)).sqrt();
+            let scales: Vec<f32> = (0..gamma.len()).map(|c| scale(c) as f32).collect();
+            let shift = |c: usize| f64::from(beta[c]) - f64::from(mean[c]) * scale(c);
+            let shifts: Vec<f32> = (0..gamma.len()).map(|c| shift(c) as f32).collect();
+            (blocked::Step::affine(src, &scales, &shifts, relu, dst), "batch_norm".into())
+        }
+        Op::Relu => (blocked::Step::relu(src, dst), "relu".into()),
+        Op::Pool2d(pool) => {
+            let Pool2d { kernel, stride, padding, .. } = *pool;
+            let (step, kind) = match pool.kind {
+                PoolKind::Max => (blocked::Step::max_pool(src, dst, kernel, stride, padding), "max"),
+                PoolKind::Average => {
+                    let step = blocked::Step::avg_pool(src, dst, kernel, stride, padding, pool.count_padding);
+                    (step, "average")
                 }
-            }
-            Self::AdaptiveAvgPool { channels, in_size, out_size } => {
-                adaptive_avg_pool(n * channels, *in_size, *out_size, src, dst, par);
-            }
-            Self::Lrn { region, shape } => {
-                let shape = LrnShape { batch: n, ..*shape };
-                match region {
-                    LrnRegion::AcrossChannels => lrn_across(&shape, src, dst, par),
-                    LrnRegion::WithinChannel => lrn_within(&shape, src, dst, par),
-                }
-            }
-            Self::Add { relu } => add(srcs, *relu, dst, par),
-            Self::Softmax { cols } => softmax(n, *cols, src, dst),
-            Self::PadChannels { before, after } => {
-                let len = src.len() / n;
-                for (src, dst) in src.chunks_exact(len).zip(dst.chunks_exact_mut(before + len + after)) {
-                    dst[..*before].fill(0.0);
-                    dst[*before..before + len].copy_from_slice(src);
-                    dst[before + len..].fill(0.0);
-                }
-            }
-            Self::Concat => unreachable!("operands are copied one by one"),
+            };
+            (step, format!("{kind} pool {}x{}/{}", kernel[0], kernel[1], stride[0]))
         }
-    }
-
-    pub(super) fn scratch_len(&self, n: usize, threads: usize) -> usize {
-        match self {
-            Self::Conv { conv, .. } => conv.scratch_len(n, threads),
-            Self::Linear { linear, .. } => linear.scratch_len(n, threads),
-            _ => 0,
+        Op::AdaptiveAvgPool { output } => {
+            let text = match output {
+                [1, 1] => "global average pool".into(),
+                [h, w] => format!("average pool to {h}x{w}"),
+            };
+            (blocked::Step::adaptive_avg_pool(src, dst), text)
         }
-    }
-
-    /// What is computed and how, for people.
-    pub(super) fn algorithm(&self) -> String {
-        match self {
-            Self::Conv { shape: ConvShape { kernel: [h, w], stride, groups, .. }, .. } => {
-                let stride = if *stride == [1, 1] { String::new() } else { format!("/{}", stride[0]) };
-                let groups = if *groups == 1 { String::new() } else { format!(", {groups} groups") };
-                format!("conv2d {h}x{w}{stride}{groups}")
+        Op::Lrn(lrn) => match lrn.region {
+            LrnRegion::AcrossChannels => {
+                let step = blocked::Step::lrn_across(src, dst, lrn.size, lrn.alpha, lrn.beta, lrn.k);
+                (step, "lrn across channels".into())
             }
-            Self::Linear { .. } => "linear".into(),
-            Self::BatchNorm { .. } => "batch_norm".into(),
-            Self::Relu => "relu".into(),
-            Self::Pool { kind, shape: PoolShape { kernel: [h, w], stride, .. }, .. } => {
-                let kind = if *kind == PoolKind::Max { "max" } else { "average" };
-                format!("{kind} pool {h}x{w}/{}", stride[0])
+            LrnRegion::WithinChannel => {
+                let step = blocked::Step::lrn_within(src, dst, lrn.size, lrn.alpha, lrn.beta, lrn.k);
+                (step, "lrn within channel".into())
             }
-            Self::AdaptiveAvgPool { out_size: [1, 1], .. } => "global average pool".into(),
-            Self::AdaptiveAvgPool { out_size: [h, w], .. } => format!("average pool to {h}x{w}"),
-            Self::Lrn { region: LrnRegion::AcrossChannels, .. } => "lrn across channels".into(),
-            Self::Lrn { region: LrnRegion::WithinChannel, .. } => "lrn within channel".into(),
-            Self::Add { .. } => "add".into(),
-            Self::Concat => "concat".into(),
-            Self::Softmax { .. } => "softmax".into(),
-            Self::PadChannels { .. } => "pad_channels".into(),
-        }
+        },
+        Op::Add => (blocked::Step::add(src, &srcs[1], relu, dst), "add".into()),
+        Op::Softmax => (blocked::Step::softmax(src, dst), "softmax".into()),
+        Op::PadChannels(pad) => (blocked::Step::pad_channels(src, pad.before, dst), "pad_channels".into()),
+        Op::Input { .. } | Op::Flatten | Op::Dropout { .. } | Op::Concat => unreachable!(
+            "an input is a value, flattening a view, dropout was removed, and the layout wrote operands to their place"
+        ),
     }
 }
 
-/// Copies rows of `len` elements into the first columns of rows of `row`.
-pub(super) fn copy_columns(src: &[f32], len: usize, dst: &mut [f32], row: usize) {
-    for (src, dst) in src.chunks_exact(len).zip(dst.chunks_mut(row)) {
-        dst[..len].copy_from_slice(src);
-    }
-}
-
-/// `max(x, 0)` in place; NaN stays.
-pub(super) fn rectify(values: &mut [f32], par: Par) {
-    const CHUNK: usize = 1 << 14;
-    let chunk = |values: &mut [f32]| {
-        for v in values {
-            *v = if *v <= 0.0 { 0.0 } else { *v };
-        }
-    };
-    match par {
-        Par::Serial => chunk(values),
-        Par::Rayon => values.par_chunks_mut(CHUNK).for_each(chunk),
-    }
+fn convolution(
+    conv: &Conv2d,
+    step: &Step,
+    src: &View,
+    add: Option<&View>,
+    dst: &View,
+    options: &Options,
+) -> (blocked::Step, String) {
+    let Conv2d { kernel, stride, padding, dilation, groups, .. } = *conv;
+    let window = Window { kernel, stride, padding, dilation, groups };
+    let (weight, bias) = weight_and_bias(&step.tensors);
+    let weights = Weights { weight, bias, relu: step.relu };
+    let steps = if stride == [1, 1] { String::new() } else { format!("/{}", stride[0]) };
+    let shares = if groups == 1 { String::new() } else { format!(", {groups} groups") };
+    let text = |how: &str| format!("conv2d {}x{}{steps}{shares}{how}", kernel[0], kernel[1]);
+    let (images, threads) = (options.batch, options.threads);
+    (blocked::Step::conv(window, weights, src, add, dst, images, threads), text(""))
 }
 
 fn weight_and_bias(tensors: &[Array]) -> (&[f32], Option<&[f32]>) {
     (tensors[0].data(), tensors.get(1).map(Array::data))
-}
-
-fn conv_shape(conv: &Conv2d, from: Shape) -> ConvShape {
-    ConvShape {
-        batch: 1,
-        in_channels: from.channels(),
-        in_size: from.spatial(),
-        out_channels: conv.out_channels,
-        kernel: conv.kernel,
-        stride: conv.stride,
-        padding: conv.padding,
-        dilation: conv.dilation,
-        groups: conv.groups,
-    }
-}
-
-fn pool_shape(pool: &Pool2d, from: Shape, to: Shape) -> PoolShape {
-    PoolShape {
-        planes: from.channels(),
-        in_size: from.spatial(),
-        out_size: to.spatial(),
-        kernel: pool.kernel,
-        stride: pool.stride,
-        padding: pool.padding,
-    }
 }

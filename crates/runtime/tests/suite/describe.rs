@@ -16,15 +16,16 @@ fn a_description_names_steps_costs_and_memory() {
     let plan = Plan::compile(&model(b.finish(&[x]).unwrap(), 1), &options(4, 2)).unwrap();
     let text = plan.describe();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 2 + 3 + 1, "{text}");
+    assert_eq!(lines.len(), 2 + 4 + 1, "{text}");
     assert!(
         lines[0].contains(&format!("cpu backend ({}), batch 4, 2 thread(s)", cofilter_runtime::cpu_tier()))
     );
     for (line, words) in [
-        (lines[2], vec!["conv1+relu1", "conv2d 5x5", "20x24x24", "288000", "2080"]),
-        (lines[3], vec!["pool1", "max pool 2x2/2", "20x12x12"]),
-        (lines[4], vec!["ip1", "linear", "28800", "115240"]),
-        (lines[5], vec!["3 steps", "316800 MACs"]),
+        (lines[2], vec!["layout", "copy to planes", "1x28x28"]),
+        (lines[3], vec!["conv1+relu1", "conv2d 5x5", "20x24x24", "288000", "2080"]),
+        (lines[4], vec!["pool1", "max pool 2x2/2", "20x12x12"]),
+        (lines[5], vec!["ip1", "linear", "28800", "115240"]),
+        (lines[6], vec!["4 steps", "316800 MACs"]),
     ] {
         assert!(words.iter().all(|word| line.contains(word)), "{line}: {words:?}");
     }

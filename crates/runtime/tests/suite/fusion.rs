@@ -2,7 +2,7 @@
 
 use crate::numbers::{check, images, model, options, run};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, GraphBuilder, NodeId, Op, Pool2d, PoolKind, Shape};
-use cofilter_runtime::{Options, Place, Plan, Program};
+use cofilter_runtime::{Options, Plan, Program};
 
 fn conv3(b: &mut GraphBuilder, name: &str, x: NodeId) -> NodeId {
     let channels = b.shape(x).channels();
@@ -77,7 +77,7 @@ fn a_long_sum_becomes_steps_of_two_and_a_convolution_takes_the_last() {
 }
 
 #[test]
-fn rectification_happens_in_place_where_the_operand_dies() {
+fn a_rectified_value_may_be_read_again() {
     let mut b = Graph::builder();
     let x = b.input("data", Shape::map(2, 6, 6)).unwrap();
     let p = b.pool2d("pool", x, Pool2d::caffe(PoolKind::Max, 3, 2)).unwrap();
@@ -87,11 +87,7 @@ fn rectification_happens_in_place_where_the_operand_dies() {
     let kept = b.relu("kept", q).unwrap();
     let s = b.sum("add", &[r, kept, q]).unwrap();
     let model = model(b.finish(&[s]).unwrap(), 9);
-    let program = Program::lower(&model).unwrap();
-    let in_place = |name: &str| program.steps().iter().find(|s| s.nodes[0] == name).unwrap().in_place();
-    assert!(in_place("relu"));
-    assert!(!in_place("of_images") && !in_place("kept"), "images are read only, and `pool2` is read again");
-    check(&model, 2, 1e-5, "rectified in place");
+    check(&model, 2, 1e-5, "rectified");
 }
 
 #[test]
@@ -102,7 +98,7 @@ fn flattening_dropout_and_a_network_without_steps_are_views() {
     let x = b.flatten("flat", x).unwrap();
     let model = model(b.finish(&[x]).unwrap(), 1);
     let program = Program::lower(&model).unwrap();
-    assert_eq!((program.steps().len(), program.output().place), (0, Place::Images));
+    assert_eq!((program.steps().len(), program.output().id), (0, 0));
     let images = images(4 * 18, 2);
     assert_eq!(run(&model, &options(4, 1), &images), images);
 }
@@ -159,11 +155,10 @@ fn the_arena_holds_what_lives_at_once_and_no_more() {
         x = conv3(&mut b, &format!("conv{i}"), x);
     }
     let model = model(b.finish(&[x]).unwrap(), 2);
-    let program = Program::lower(&model).unwrap();
-    assert_eq!(program.arena_len(), 2 * 8 * 16 * 16, "what is read and what is written");
     let arena_bytes =
         |batch| Plan::compile(&model, &Options { batch, ..Options::default() }).unwrap().memory().arena_bytes;
-    assert_eq!(arena_bytes(5) - arena_bytes(4), 2 * 8 * 16 * 16 * 4);
+    // What is read and what is written: a block of 16 channels each, with a border for the padding.
+    assert_eq!(arena_bytes(5) - arena_bytes(4), 2 * 16 * 18 * 18 * 4);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::numbers::{images, model, options};
 use cofilter_graph::{Array, BatchNorm, Conv2d, Graph, Model, Pool2d, PoolKind, Shape};
-use cofilter_runtime::{BackendKind, Error, Options, Plan, reference};
+use cofilter_runtime::{BackendKind, Error, Options, Plan, Team, reference};
 use std::sync::Arc;
 
 fn net() -> Model {
@@ -31,12 +31,16 @@ fn senseless_options_are_refused() {
         let message = compile_error(&options(batch, 1));
         assert!(message.starts_with(&format!("option `batch`: {batch} images")), "{message}");
     }
-    // 2^40 images of 64 values: addressable, but more than any machine's address space.
+    // 2^40 images: addressable, but more than any machine's address space.
     let message = compile_error(&options(1 << 40, 1));
-    assert!(message.starts_with("option `batch`: a session would need 703687"), "{message}");
-    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
-    let message = compile_error(&Options { pool: Some(pool), ..options(1, 3) });
-    assert_eq!(message, "option `pool`: expected 3 threads as in `threads`, found 2");
+    assert!(message.starts_with("option `batch`: a session would need "), "{message}");
+    let team = Arc::new(Team::new(2).unwrap());
+    let message = compile_error(&Options { team: Some(team), ..options(1, 3) });
+    assert_eq!(message, "option `team`: expected 3 threads as in `threads`, found 2");
+    let message = compile_error(&Options { tolerance: f32::NAN, ..options(1, 1) });
+    assert_eq!(message, "option `tolerance`: expected 0 or more, found NaN");
+    let message = compile_error(&Options { max_memory: Some(1000), ..options(1, 1) });
+    assert!(message.contains("`max_memory` allows 1000") && message.contains("the plan needs"), "{message}");
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(crate) fn same_bits(a: &[f32], b: &[f32]) -> bool {
 }
 
 pub(crate) fn options(batch: usize, threads: usize) -> Options {
-    Options { batch, threads, backend: BackendKind::Cpu, pool: None }
+    Options { batch, threads, backend: BackendKind::Cpu, ..Options::default() }
 }
 
 /// What a plan gives for these images.

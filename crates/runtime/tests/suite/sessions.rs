@@ -2,7 +2,7 @@
 
 use crate::numbers::{images, model, options, run};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, Lrn, LrnRegion, Model, Pool2d, PoolKind, Shape};
-use cofilter_runtime::{BackendKind, Options, Plan, Session, latency, reference};
+use cofilter_runtime::{BackendKind, Options, Plan, Session, Team, latency, reference};
 use std::sync::Arc;
 
 /// Small, with every kind of step that a batch could mix up.
@@ -69,12 +69,13 @@ fn sessions_of_one_plan_run_at_the_same_time() {
 }
 
 #[test]
-fn a_pool_of_the_caller_serves_several_plans() {
+fn a_team_of_the_caller_serves_several_plans() {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap());
+    let teams = [Team::new(3).unwrap(), Team::rayon(pool, 3)].map(Arc::new);
     let images = images(4 * 432, 5);
     let alone = run(&net(), &options(4, 1), &images);
-    for _ in 0..2 {
-        let options = Options { pool: Some(Arc::clone(&pool)), ..options(4, 3) };
+    for team in teams.iter().chain(&teams) {
+        let options = Options { team: Some(Arc::clone(team)), ..options(4, 3) };
         assert_eq!(run(&net(), &options, &images), alone);
     }
 }

@@ -89,13 +89,13 @@ fn no_network_is_left_out() {
 #[test]
 fn residual_networks_are_convolutions_and_little_else() {
     for (name, convolutions, others) in [
-        // 19 convolutions; average pool and classifier; a subsampling and a padding at each of two shortcuts.
-        ("resnet20", 19, 2 + 4),
+        // 19 convolutions; the images into planes, average pool and classifier; a subsampling and a padding at each of two shortcuts.
+        ("resnet20", 19, 3 + 4),
         // A projection at each of two shortcuts.
-        ("resnet20_projection", 21, 2),
+        ("resnet20_projection", 21, 3),
         // A maximum pool too; three projections.
-        ("resnet18", 20, 3),
-        ("resnet50", 53, 3),
+        ("resnet18", 20, 4),
+        ("resnet50", 53, 4),
     ] {
         let model = model(by_name(name, &Config::default()).unwrap(), 1);
         let plan = Plan::compile(&model, &options(1, 1)).unwrap();

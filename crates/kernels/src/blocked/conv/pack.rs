@@ -1,0 +1,321 @@
+//! Filters in the order in which tiles read them.
+
+use std::ops::Range;
+
+use super::{Weights, Window, blocks_of};
+use crate::blocked::micro::{self, Run};
+use crate::blocked::{BLOCK, View};
+use crate::tier::Tier;
+
+/// Numbers of packed weights that stay in the first-level cache while a tile after tile reads them: 32 KiB.
+const RESIDENT: usize = 8 * 1024;
+
+/// A cache line of numbers, so that packed weights are aligned.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; BLOCK]);
+
+/// How a pass multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Product {
+    /// Channels of the result in the lanes, this many blocks at once.
+    Wide { blocks: usize },
+    /// Depth in the lanes, this many channels of one block at once.
+    Thin { count: usize },
+}
+
+/// Blocks of the result that are computed together.
+#[derive(Clone, Debug)]
+pub(super) struct Pass {
+    pub(super) dst_block: usize,
+    pub(super) product: Product,
+    /// Which of the [`Filters::inputs`] it reads.
+    input: usize,
+    /// First packed line.
+    weight: usize,
+    /// First line of biases.
+    bias: usize,
+}
+
+impl Pass {
+    pub(super) fn dst_blocks(&self) -> Range<usize> {
+        match self.product {
+            Product::Wide { blocks } => self.dst_block..self.dst_block + blocks,
+            Product::Thin { .. } => self.dst_block..self.dst_block + 1,
+        }
+    }
+}
+
+/// A part of the depth of a product whose weights fit the first-level cache.
+#[derive(Clone, Debug)]
+pub(super) struct Depth {
+    runs: Range<usize>,
+    /// First step of the depth.
+    start: usize,
+}
+
+/// What the blocks of one group of channels read.
+#[derive(Clone, Debug)]
+struct Input {
+    channels: Range<usize>,
+    /// Runs of all taps and channels of the range.
+    runs: Vec<Run>,
+    /// Channel of the group and tap of the first number of each run.
+    sources: Vec<(usize, [usize; 2])>,
+    /// The same with whole blocks, for thin products; empty if the source is planar.
+    thin_runs: Vec<Run>,
+    /// Cuts of `runs`, for one, two and three blocks at once.
+    depths: [Vec<Depth>; 3],
+}
+
+/// All filters of a convolution, packed.
+#[derive(Debug)]
+pub(super) struct Filters {
+    pub(super) passes: Vec<Pass>,
+    inputs: Vec<Input>,
+    lines: Vec<Line>,
+}
+
+impl Filters {
+    pub(super) fn new(tier: &Tier, window: &Window, weights: &Weights<'_>, src: &View, dst: &View) -> Self {
+        let mut filters = Self { passes: Vec::new(), inputs: Vec::new(), lines: Vec::new() };
+        let group_in = src.channels() / window.groups;
+        let group_out = dst.channels() / window.groups;
+        let mut first = 0;
+        // Blocks of the result, and the channels that the groups in them read.
+        let mut wanted: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+        for &lanes in &*dst.lanes {
+            let outputs = first..first + usize::from(lanes);
+            let groups = outputs.start / group_out..outputs.end.div_ceil(group_out);
+            wanted.push((outputs.clone(), groups.start * group_in..groups.end * group_in));
+            first = outputs.end;
+        }
+        let mut block = 0;
+        while block < wanted.len() {
+            let channels = wanted[block].1.clone();
+            let same = wanted[block..].iter().take_while(|(_, other)| *other == channels).count();
+            let input = filters.input(window, src, channels);
+            let mut end = block + same;
+            // The last block of a group may be too thin to fill the lanes.
+            let thin = wanted[end - 1].0.len();
+            let is_thin = filters.inputs[input].worth_thin(thin, tier.sums);
+            if is_thin {
+                end -= 1;
+            }
+            while block < end {
+                let blocks = at_once(end - block, tier.blocks);
+                filters.pack(
+                    Product::Wide { blocks },
+                    block,
+                    input,
+                    window,
+                    weights,
+                    &wanted,
+                    group_in,
+                    group_out,
+                );
+                block += blocks;
+            }
+            if is_thin {
+                filters.pack(
+                    Product::Thin { count: thin },
+                    block,
+                    input,
+                    window,
+                    weights,
+                    &wanted,
+                    group_in,
+                    group_out,
+                );
+                block += 1;
+            }
+        }
+        filters
+    }
+
+    /// Index of the input for a range of channels.
+    fn input(&mut self, window: &Window, src: &View, channels: Range<usize>) -> usize {
+        if let Some(known) = self.inputs.iter().position(|input| input.channels == channels) {
+            return known;
+        }
+        self.inputs.push(Input::new(window, src, channels));
+        self.inputs.len() - 1
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, no state worth a name")]
+    fn pack(
+        &mut self,
+        product: Product,
+        dst_block: usize,
+        input: usize,
+        window: &Window,
+        weights: &Weights<'_>,
+        wanted: &[(Range<usize>, Range<usize>)],
+        group_in: usize,
+        group_out: usize,
+    ) {
+        let bias = self.lines.len();
+        let pass = Pass { dst_block, product, input, weight: 0, bias };
+        let blocks = pass.dst_blocks();
+        for (outputs, _) in &wanted[blocks.clone()] {
+            let mut line = Line([0.0; BLOCK]);
+            for (lane, output) in outputs.clone().enumerate() {
+                line.0[lane] = weights.bias.map_or(0.0, |bias| bias[output]);
+            }
+            self.lines.push(line);
+        }
+        let weight = self.lines.len();
+        let taps = window.kernel[0] * window.kernel[1];
+        // The weight of an output for a channel of the source, 0 where they are in different groups.
+        let value = |output: usize, channel: usize, [r, s]: [usize; 2]| {
+            let first = output / group_out * group_in;
+            match channel.checked_sub(first) {
+                Some(c) if c < group_in => {
+                    weights.weight[(output * group_in + c) * taps + r * window.kernel[1] + s]
+                }
+                _ => 0.0,
+            }
+        };
+        let read = &self.inputs[input];
+        for (i, (run, (channel, tap))) in read.runs.iter().zip(&read.sources).enumerate() {
+            match product {
+                Product::Wide { .. } => {
+                    for k in 0..run.len {
+                        for (outputs, _) in &wanted[blocks.clone()] {
+                            let mut line = Line([0.0; BLOCK]);
+                            for (lane, output) in outputs.clone().enumerate() {
+                                line.0[lane] = value(output, channel + k, *tap);
+                            }
+                            self.lines.push(line);
+                        }
+                    }
+                }
+                Product::Thin { .. } => {
+                    // A run of a thin product is a whole block: the lanes outside the range of channels get weight 0.
+                    let before = (run.src - read.thin_runs[i].src) as usize;
+                    for output in wanted[dst_block].0.clone() {
+                        let mut line = Line([0.0; BLOCK]);
+                        for k in 0..run.len {
+                            line.0[before + k] = value(output, channel + k, *tap);
+                        }
+                        self.lines.push(line);
+                    }
+                }
+            }
+        }
+        self.passes.push(Pass { weight, ..pass });
+    }
+
+    pub(super) fn depth_blocks(&self, pass: &Pass) -> &[Depth] {
+        &self.inputs[pass.input].depths[pass.dst_blocks().len() - 1]
+    }
+
+    pub(super) fn runs(&self, pass: &Pass, depth: &Depth) -> &[Run] {
+        &self.inputs[pass.input].runs[depth.runs.clone()]
+    }
+
+    pub(super) fn weight(&self, pass: &Pass, depth: &Depth, width: usize) -> *const f32 {
+        self.lines[pass.weight + depth.start * width / BLOCK..].as_ptr().cast()
+    }
+
+    pub(super) fn bias(&self, pass: &Pass) -> *const f32 {
+        self.lines[pass.bias..].as_ptr().cast()
+    }
+
+    pub(super) fn thin_runs(&self, pass: &Pass) -> &[Run] {
+        &self.inputs[pass.input].thin_runs
+    }
+
+    pub(super) fn thin_weight(&self, pass: &Pass) -> *const f32 {
+        self.lines[pass.weight..].as_ptr().cast()
+    }
+
+    /// Multiply-accumulate operations for a pixel of the result, padding of lanes included.
+    pub(super) fn macs_per_pixel(&self) -> usize {
+        self.lines.len() * BLOCK
+    }
+
+    /// Bytes of packed weights and biases.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
+}
+
+/// How many of the blocks that are left are computed at once.
+fn at_once(left: usize, most: usize) -> usize {
+    match left {
+        _ if most == 1 => 1,
+        3 if most >= 3 => 3,
+        1 => 1,
+        // Never leave a single block, which is the slowest.
+        3 => 2,
+        _ if most >= 3 && left % 2 == 1 => 3,
+        _ => 2,
+    }
+}
+
+impl Input {
+    fn new(window: &Window, src: &View, channels: Range<usize>) -> Self {
+        let mut input = Self {
+            runs: Vec::new(),
+            sources: Vec::new(),
+            thin_runs: Vec::new(),
+            depths: [const { Vec::new() }; 3],
+            channels,
+        };
+        let mut channel = input.channels.start;
+        let origin = src.at(0, 0, 0, 0) as isize;
+        for (block, lanes) in blocks_of(&src.lanes, input.channels.clone()) {
+            for r in 0..window.kernel[0] {
+                for s in 0..window.kernel[1] {
+                    let y = (r * window.dilation[0]) as isize - window.padding[0] as isize;
+                    let x = (s * window.dilation[1]) as isize - window.padding[1] as isize;
+                    let at = src.at(0, block, y, x) as isize - origin;
+                    input.runs.push(Run { src: at + lanes.start as isize, len: lanes.len() });
+                    input.sources.push((channel, [r, s]));
+                    if src.pixel_stride == BLOCK {
+                        input.thin_runs.push(Run { src: at, len: BLOCK });
+                    }
+                }
+            }
+            channel += lanes.len();
+        }
+        for (blocks, depths) in input.depths.iter_mut().enumerate() {
+            *depths = cut(&input.runs, RESIDENT / ((blocks + 1) * BLOCK));
+        }
+        input
+    }
+
+    fn depth(&self) -> usize {
+        self.runs.iter().map(|run| run.len).sum()
+    }
+
+    /// Whether `count` channels cost less with the depth in the lanes.
+    fn worth_thin(&self, count: usize, sums: usize) -> bool {
+        if count > micro::max_thin(sums) || self.thin_runs.is_empty() {
+            return false;
+        }
+        // In operations on whole vectors for a pixel; a reduction takes some three a channel, and a single block of channels
+        // reaches about four fifths of the speed of two.
+        let thin = self.thin_runs.len() * count + 3 * count + 8;
+        let wide = self.depth() * 5 / 4;
+        thin < wide
+    }
+}
+
+/// Cuts runs into parts of at most `most` steps, at least one run each, as equal as may be.
+fn cut(runs: &[Run], most: usize) -> Vec<Depth> {
+    let total: usize = runs.iter().map(|run| run.len).sum();
+    let parts = total.div_ceil(most).max(1);
+    let target = total.div_ceil(parts);
+    let mut depths = Vec::new();
+    let (mut first, mut start, mut len) = (0, 0, 0);
+    for (i, run) in runs.iter().enumerate() {
+        len += run.len;
+        if len >= target || i + 1 == runs.len() {
+            depths.push(Depth { runs: first..i + 1, start });
+            (first, start, len) = (i + 1, start + len, 0);
+        }
+    }
+    depths
+}

@@ -1,0 +1,71 @@
+//! Sixteen numbers at a time, on every tier.
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Code that is compiled for every tier.
+pub(crate) trait Kernel {
+    /// What it computes.
+    type Output;
+
+    /// The code; `#[inline(always)]`, and everything that uses `L` in it too.
+    ///
+    /// # Safety
+    /// The machine has `L` and the caller is compiled for it; what else is required is the kernel's to say.
+    unsafe fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Sixteen numbers of one instruction set.
+///
+/// # Safety
+/// Every method requires that the machine has the instruction set, and (but for `call`) that the caller is compiled for it.
+/// Pointers must be valid for the numbers a method names; no alignment is needed.
+pub(crate) trait Lanes: 'static {
+    /// Vectors of sixteen that a block of sums may fill, so that none leaves the registers.
+    const SUMS: usize;
+    /// Most vectors of output channels in a block of sums.
+    const BLOCKS: usize;
+    /// Sixteen numbers.
+    type Vector: Copy;
+
+    /// Runs a kernel in a function of its own that is compiled for this tier.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
+
+    /// Equal numbers.
+    unsafe fn splat(value: f32) -> Self::Vector;
+    /// Reads sixteen numbers.
+    unsafe fn load(src: *const f32) -> Self::Vector;
+    /// Writes sixteen numbers.
+    unsafe fn store(dst: *mut f32, value: Self::Vector);
+    /// `a b + c`, rounded once where the tier can.
+    unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// `a + b`.
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a - b`.
+    unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a b`.
+    unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a / b`.
+    unsafe fn div(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Square root.
+    unsafe fn sqrt(a: Self::Vector) -> Self::Vector;
+    /// The larger one; NaN if either is.
+    unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `max(a, 0)`; NaN stays NaN.
+    unsafe fn relu(a: Self::Vector) -> Self::Vector;
+    /// Sum of all lanes, always in the same order on one tier.
+    unsafe fn sum(a: Self::Vector) -> f32;
+    /// A vector whose lane `i < 16` is the sum of all lanes of `rows[i]`; rows from `count` on are not looked at, and their
+    /// lanes are zero. Always in the same order on one tier.
+    unsafe fn sums(rows: &[Self::Vector; 16], count: usize) -> Self::Vector;
+}

@@ -1,0 +1,155 @@
+//! AVX-512 F.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+pub(crate) struct Avx512;
+
+// SAFETY of every block below: the machine has AVX-512 and pointers are valid for 16 numbers (contract of the trait).
+impl Lanes for Avx512 {
+    // With two vectors of weights and one of the input: 31 of 32 registers.
+    const SUMS: usize = 28;
+    const BLOCKS: usize = 3;
+    type Vector = __m512;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f")]
+        #[inline(never)]
+        unsafe fn shell<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: this function is compiled for the tier; the rest is the caller's promise.
+            unsafe { kernel.run::<Avx512>() }
+        }
+        // SAFETY: as above.
+        unsafe { shell(kernel) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(src: *const f32) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_ps(src) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(dst: *mut f32, value: __m512) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(dst, value) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(a: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        // The second operand is returned when either is NaN, so a NaN in the first one needs a second look.
+        // SAFETY: as above.
+        unsafe {
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            _mm512_mask_mov_ps(_mm512_max_ps(a, b), nan, a)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn relu(a: __m512) -> __m512 {
+        // The second operand is returned when either is NaN.
+        // SAFETY: as above.
+        unsafe { _mm512_max_ps(_mm512_setzero_ps(), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: __m512) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, a);
+            let a = _mm512_add_ps(a, high);
+            let odd = _mm512_shuffle_f32x4::<0b01_01_01_01>(a, a);
+            let a = _mm512_castps512_ps128(_mm512_add_ps(a, odd));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(rows: &[__m512; 16], count: usize) -> __m512 {
+        // A tree: each level adds the halves of two vectors into one, so that a vector then holds the part sums of twice as
+        // many rows.
+        // SAFETY: as above.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            // After a level, rows i and i + 1 alternate in pairs of lanes; then four rows; the order of lanes is mended last.
+            let mut four = [zero; 4];
+            for (i, four) in four.iter_mut().enumerate() {
+                if 4 * i >= count {
+                    break;
+                }
+                let mut row = [zero; 4];
+                for (j, row) in row.iter_mut().enumerate() {
+                    if 4 * i + j < count {
+                        *row = rows[4 * i + j];
+                    }
+                }
+                let [a, b, c, d] = row;
+                let ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+                let cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+                *four = _mm512_add_ps(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+                );
+            }
+            // Every 128-bit lane of `four[i]` holds part sums of rows 4 i .. 4 i + 4.
+            let [a, b, c, d] = four;
+            let eight = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+            );
+            let last = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
+            );
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(eight, last),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(eight, last),
+            )
+        }
+    }
+}

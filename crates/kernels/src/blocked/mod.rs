@@ -1,0 +1,28 @@
+//! Inference on blocked maps: the layout, the steps and the threads that run them.
+//!
+//! A map is cut into blocks of [`BLOCK`] channels; a block is `[height, width, BLOCK]`, so the channels of one pixel
+//! fill one vector. See [`View`] for the exact place of each number.
+
+mod conv;
+mod denormals;
+mod depthwise;
+mod elementwise;
+pub(crate) mod lanes;
+mod linear;
+mod lrn;
+mod memory;
+mod micro;
+mod pool;
+mod relayout;
+mod rowwise;
+mod sequence;
+mod team;
+#[cfg(test)]
+pub(crate) mod testing;
+mod view;
+
+pub use conv::{Weights, Window};
+pub use linear::{LinearWeights, Storage};
+pub use sequence::{Sequence, Step};
+pub use team::Team;
+pub use view::{BLOCK, Place, View};

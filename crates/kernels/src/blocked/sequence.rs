@@ -1,0 +1,189 @@
+//! Steps in order, checked once, run by a team.
+#![expect(unsafe_code, reason = "runs steps on shared memory")]
+
+use std::time::Instant;
+
+use super::memory::Memory;
+use super::team::Work;
+use super::{Place, Team, View};
+
+/// One kind of computation, cut into jobs.
+pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
+    /// What it reads.
+    fn reads(&self) -> Vec<&View>;
+    /// What it writes.
+    fn write(&self) -> &View;
+    /// Whether it may read what it writes: every job reads a number before it writes it, and no other job does either.
+    fn in_place(&self) -> bool {
+        false
+    }
+    /// Numbers of scratch memory that each thread needs.
+    fn scratch_len(&self) -> usize {
+        0
+    }
+    /// Jobs for this many images.
+    fn jobs(&self, images: usize) -> usize;
+    /// Runs one job.
+    ///
+    /// # Safety
+    /// The views of the stage are inside the memory, `scratch` is valid for `scratch_len` numbers, begins at a cache line and
+    /// is this job's alone, `job < jobs(images)`, every job runs once, and nothing else writes what the stage reads or writes.
+    unsafe fn run(&self, job: usize, images: usize, memory: &Memory, scratch: *mut f32);
+}
+
+/// A step of a [`Sequence`]: made by `Step::conv` and the like.
+#[derive(Debug)]
+pub struct Step {
+    stage: Box<dyn Stage>,
+}
+
+impl Step {
+    pub(crate) fn from_stage(stage: impl Stage + 'static) -> Self {
+        Self { stage: Box::new(stage) }
+    }
+
+    /// Jobs that may run at once for this many images.
+    pub fn jobs(&self, images: usize) -> usize {
+        self.stage.jobs(images)
+    }
+}
+
+/// Steps that were checked against the memory they will run in.
+#[derive(Debug)]
+pub struct Sequence {
+    steps: Vec<Step>,
+    /// Images that the memory has room for.
+    images: usize,
+    arena_len: usize,
+    images_len: usize,
+    logits_len: usize,
+    scratch_len: usize,
+}
+
+/// Numbers in a cache line.
+const LINE: usize = 16;
+
+impl Sequence {
+    /// Checks that every step stays inside memory of these lengths for up to `images` images, and writes nothing that it reads.
+    ///
+    /// `images_len` and `logits_len` are those of one image.
+    ///
+    /// # Panics
+    /// If a view does not stay inside, or a step writes what it reads.
+    pub fn new(
+        steps: Vec<Step>,
+        images: usize,
+        arena_len: usize,
+        images_len: usize,
+        logits_len: usize,
+    ) -> Self {
+        for (index, step) in steps.iter().enumerate() {
+            let write = step.stage.write();
+            assert!(write.place != Place::Images, "step {index} writes the images");
+            for view in step.stage.reads().into_iter().chain([write]) {
+                let len = match view.place {
+                    Place::Images => images_len * images,
+                    Place::Arena => arena_len,
+                    Place::Logits => logits_len * images,
+                };
+                let extent = view.extent(images);
+                assert!(extent.end <= len, "step {index}: {extent:?} of a memory of {len}: {view:?}");
+                if view.place != Place::Arena {
+                    let one = if view.place == Place::Images { images_len } else { logits_len };
+                    assert!(view.image_stride == one, "step {index}: images are {one} apart: {view:?}");
+                }
+            }
+            if !step.stage.in_place() {
+                for read in step.stage.reads() {
+                    assert!(
+                        !read.overlaps(write, images),
+                        "step {index} writes what it reads: {read:?} {write:?}"
+                    );
+                }
+            }
+        }
+        let scratch_len =
+            steps.iter().map(|step| step.stage.scratch_len()).max().unwrap_or(0).next_multiple_of(LINE);
+        Self { steps, images, arena_len, images_len, logits_len, scratch_len }
+    }
+
+    /// The steps.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Numbers of scratch memory that a team of `threads` needs.
+    pub fn scratch_len(&self, threads: usize) -> usize {
+        (self.scratch_len + LINE) * threads
+    }
+
+    /// Runs all steps for `n` images, `1 <= n <= images`: `images` and `logits` hold those of the `n` images, `arena` and
+    /// `scratch` anything. `times_us`, if given, has one element for each step.
+    ///
+    /// # Panics
+    /// If a slice has another length than the sequence was made for, or `scratch` is too short for the team.
+    pub fn run(
+        &self,
+        n: usize,
+        images: &[f32],
+        arena: &mut [f32],
+        logits: &mut [f32],
+        scratch: &mut [f32],
+        team: &Team,
+        times_us: Option<&mut [f64]>,
+    ) {
+        assert!((1..=self.images).contains(&n), "{n} images of at most {}", self.images);
+        assert_eq!(images.len(), n * self.images_len, "length of images");
+        assert_eq!(arena.len(), self.arena_len, "length of the arena");
+        assert_eq!(logits.len(), n * self.logits_len, "length of logits");
+        assert!(scratch.len() >= self.scratch_len(team.threads()), "length of scratch");
+        let skip = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let times = times_us.map(|times| {
+            assert_eq!(times.len(), self.steps.len(), "one time for each step");
+            std::sync::Mutex::new((Instant::now(), times))
+        });
+        let memory =
+            Memory { images: images.as_ptr(), arena: arena.as_mut_ptr(), logits: logits.as_mut_ptr() };
+        let scratch = Scratch(scratch[skip..].as_mut_ptr());
+        team.run(&Run { sequence: self, n, memory, scratch, times });
+    }
+}
+
+/// Memory of which each worker has its own part.
+struct Scratch(*mut f32);
+// SAFETY: each worker uses its own part.
+unsafe impl Sync for Scratch {}
+
+struct Run<'a> {
+    sequence: &'a Sequence,
+    n: usize,
+    memory: Memory,
+    scratch: Scratch,
+    times: Option<std::sync::Mutex<(Instant, &'a mut [f64])>>,
+}
+
+impl Work for Run<'_> {
+    fn steps(&self) -> usize {
+        self.sequence.steps.len()
+    }
+
+    fn jobs(&self, step: usize) -> usize {
+        self.sequence.steps[step].stage.jobs(self.n)
+    }
+
+    fn run(&self, step: usize, job: usize, worker: usize) {
+        let scratch = self.scratch.0.wrapping_add(worker * self.sequence.scratch_len);
+        // SAFETY: the sequence was checked, the slices have the lengths it was checked for, the team runs every job once and a
+        // step after all jobs of the one before, and `worker` tells apart who runs at once.
+        unsafe { self.sequence.steps[step].stage.run(job, self.n, &self.memory, scratch) }
+    }
+
+    fn finished(&self, step: usize) {
+        if let Some(times) = &self.times {
+            let mut times = times.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let now = Instant::now();
+            times.1[step] = (now - times.0).as_secs_f64() * 1e6;
+            times.0 = now;
+        }
+    }
+}

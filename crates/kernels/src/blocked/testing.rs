@@ -1,0 +1,71 @@
+//! What the tests of the steps share: numbers, dense maps in and out of views, runs on several teams.
+
+use super::{Sequence, Step, Team, View};
+
+/// Numbers in (-1, 1) from a fixed sequence.
+pub(crate) fn noise(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / (1_u64 << 31) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Writes a dense map `[images, channels, height, width]` to the memory of a view, zeros into its border and padding.
+pub(crate) fn pack(view: &View, images: usize, dense: &[f32], memory: &mut [f32]) {
+    memory[view.extent(images)].fill(0.0);
+    each(view, images, |at, i| memory[at] = dense[i]);
+}
+
+/// Reads a dense map from the memory of a view.
+pub(crate) fn unpack(view: &View, images: usize, memory: &[f32]) -> Vec<f32> {
+    let mut dense = vec![0.0; images * view.channels() * view.size[0] * view.size[1]];
+    each(view, images, |at, i| dense[i] = memory[at]);
+    dense
+}
+
+/// Position in memory and in the dense map of every number of the map.
+fn each(view: &View, images: usize, mut f: impl FnMut(usize, usize)) {
+    let mut dense = 0;
+    for image in 0..images {
+        for (block, &lanes) in view.lanes.iter().enumerate() {
+            for lane in 0..usize::from(lanes) {
+                for y in 0..view.size[0] {
+                    for x in 0..view.size[1] {
+                        f(view.at(image, block, y as isize, x as isize) + lane, dense);
+                        dense += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Panics unless everything in the extent of a view that owns its memory, but for the map itself, is zero.
+pub(crate) fn check_zeros(view: &View, images: usize, memory: &[f32]) {
+    let mut rest = memory.to_vec();
+    each(view, images, |at, _| rest[at] = 0.0);
+    for (at, number) in rest[view.extent(images)].iter().enumerate() {
+        assert!(*number == 0.0, "{number} at {at} of the border or padding of {view:?}");
+    }
+}
+
+/// Runs steps in an arena on 1, 2, 3 and 7 threads and returns what the arena holds then; all must leave the same bits.
+pub(crate) fn run(make: impl Fn(usize) -> Vec<Step>, images: usize, arena: &[f32]) -> Vec<f32> {
+    let mut results = [1, 2, 3, 7].map(|threads| {
+        let team = Team::new(threads).unwrap();
+        let sequence = Sequence::new(make(threads), images, arena.len(), 0, 0);
+        let mut scratch = vec![f32::NAN; sequence.scratch_len(threads)];
+        let mut memory = arena.to_vec();
+        sequence.run(images, &[], &mut memory, &mut [], &mut scratch, &team, None);
+        memory
+    });
+    for other in &results[1..] {
+        let same = results[0].iter().zip(other).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "the result depends on the number of threads");
+    }
+    std::mem::take(&mut results[0])
+}
