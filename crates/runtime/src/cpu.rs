@@ -1,19 +1,25 @@
 //! Execution on the processor: blocked maps, packed kernels, one arena, nothing allocated while running.
 
+mod estimate;
+mod form;
 mod kernel;
 mod layout;
+pub(crate) mod tune;
 
 use crate::arena::LINE;
 use crate::backend::{Executable, Memory, State, StepInfo};
 use crate::{Error, Options, Program, Result};
 use cofilter_kernels::blocked::{Sequence, Team};
-use layout::Layout;
+use form::{Form, Unit};
+use layout::{Layout, Work};
 use std::sync::Arc;
 
 /// A program with packed weights.
 pub(crate) struct Executor {
     sequence: Sequence,
     infos: Vec<StepInfo>,
+    /// The unit that each step belongs to; none for copies.
+    owners: Vec<Option<usize>>,
     team: Arc<Team>,
     arena_len: usize,
     scratch_len: usize,
@@ -21,16 +27,22 @@ pub(crate) struct Executor {
 
 impl Executor {
     pub(crate) fn new(program: &Program, options: &Options) -> Result<Self> {
+        Self::with_forms(program, &tune::choose(program, options), options)
+    }
+
+    /// With the given forms of the program's units.
+    fn with_forms(program: &Program, units: &[(Unit, Form)], options: &Options) -> Result<Self> {
         let team = options.workers()?;
-        let layout = Layout::new(program, options.batch);
-        let (steps, infos) = kernel::steps(program, &layout, options);
+        let layout = Layout::new(program, units, options.batch);
+        let (steps, infos) = kernel::steps(program, units, &layout, options);
+        let owners = layout.work.iter().map(Work::unit).collect();
         let input_len = program.source().graph().input_shape().elements();
         let output_len = program.output().shape.elements();
         let arena_len = layout.arena_len;
         let sequence = Sequence::new(steps, options.batch, arena_len, input_len, output_len);
         let scratch_len = sequence.scratch_len(team.threads());
         check_memory(arena_len.saturating_add(scratch_len))?;
-        Ok(Self { sequence, infos, team, arena_len, scratch_len })
+        Ok(Self { sequence, infos, owners, team, arena_len, scratch_len })
     }
 }
 

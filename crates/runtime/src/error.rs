@@ -49,6 +49,14 @@ pub enum Error {
         /// The limit.
         allowed: usize,
     },
+    /// A file is no table of costs for this machine.
+    #[error("{}: {reason}", path.display())]
+    Costs {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// The threads of a plan could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

@@ -27,6 +27,7 @@
 
 mod arena;
 mod backend;
+mod costs;
 mod cpu;
 mod error;
 pub mod latency;
@@ -40,6 +41,7 @@ mod session;
 pub use backend::{Memory, StepInfo};
 pub use cofilter_kernels::blocked::Team;
 pub use cofilter_kernels::cpu_tier;
+pub use costs::CostTable;
 pub use error::{Error, Result};
 pub use options::{BackendKind, Options};
 pub use plan::Plan;

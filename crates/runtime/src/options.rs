@@ -1,4 +1,4 @@
-use crate::{Error, Result};
+use crate::{CostTable, Error, Result};
 use cofilter_kernels::blocked::Team;
 use std::sync::Arc;
 
@@ -40,6 +40,9 @@ pub struct Options {
     /// Largest error of an output, relative to the largest one, that a faster algorithm may add to the rounding of a plain
     /// sum: convolutions use Winograd's only where its stated bound is below. 0 rules it out.
     pub tolerance: f32,
+    /// Measured times by which the way of computing each layer is chosen; without them, or for a layer that is not among them, it
+    /// is estimated. Results of different ways differ in their rounding.
+    pub costs: Option<Arc<CostTable>>,
     /// Most bytes that the plan and one session may hold, if there is a limit.
     pub max_memory: Option<usize>,
 }
@@ -52,6 +55,7 @@ impl Default for Options {
             backend: BackendKind::default(),
             team: None,
             tolerance: 1e-4,
+            costs: None,
             max_memory: None,
         }
     }

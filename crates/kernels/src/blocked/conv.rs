@@ -15,6 +15,7 @@ use super::micro::{self, MAX_ROWS, MAX_WIDTH, Start, ThinTile, Tile};
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
 use crate::tier::{self, Tier};
+pub(super) use pack::at_once;
 use pack::{Filters, Pass, Product};
 use schedule::{Job, Schedule};
 
@@ -195,6 +196,7 @@ impl Part<'_> {
                 src: std::ptr::null(),
                 runs: filters.runs(pass, depth),
                 weight: filters.weight(pass, depth, blocks * BLOCK),
+                next: std::ptr::null(),
                 start: if first { Start::Bias(filters.bias(pass)) } else { Start::Result },
                 dst: std::ptr::null_mut(),
                 dst_row: conv.dst.row_stride,
@@ -203,6 +205,10 @@ impl Part<'_> {
                 add: None,
                 relu: last && conv.relu,
             };
+            // The weights of the next part of the depth (or, after the last one, what follows in memory) arrive meanwhile.
+            let (len, lines) = (depth.len(), depth.len() * blocks);
+            let after = tile.weight.wrapping_add(lines * BLOCK);
+            let mut next = Next { at: after, step: len * BLOCK, left: blocks };
             for image in job.images.clone() {
                 let src = from.at(&conv.src, image, 0, 0, 0);
                 let dst = to.at_mut(&conv.dst, image, pass.dst_block, 0, 0);
@@ -210,7 +216,7 @@ impl Part<'_> {
                 let add = add
                     .map(|add| (to.at(add, image, pass.dst_block, 0, 0), add.row_stride, add.block_stride));
                 // SAFETY: handed on from the caller; the rows are inside the maps.
-                unsafe { self.sweep::<L>(tile, src, dst, add) };
+                unsafe { self.sweep::<L>(tile, src, dst, add, &mut next) };
             }
         }
     }
@@ -223,6 +229,7 @@ impl Part<'_> {
         src: *const f32,
         dst: *mut f32,
         add: Option<(*const f32, usize, usize)>,
+        next: &mut Next,
     ) {
         let Self { conv, job, .. } = *self;
         let width = conv.dst.size[1];
@@ -240,6 +247,7 @@ impl Part<'_> {
                 tile.src = src.wrapping_add(y * tile.row_step + x * tile.step);
                 let at = y * tile.dst_row + x * BLOCK;
                 tile.dst = dst.wrapping_add(at);
+                tile.next = next.take(tile.weight);
                 tile.add = add.map(|(add, row, block)| (add.wrapping_add(y * row + x * BLOCK), row, block));
                 // SAFETY: handed on from the caller; `rows width blocks` fits the registers.
                 unsafe { micro::multiply::<L>(&tile) };
@@ -278,6 +286,28 @@ impl Part<'_> {
                 unsafe { micro::multiply_thin::<L>(&tile) };
             }
         }
+    }
+}
+
+/// Weights that tile after tile asks for ahead of time, as many lines each as it is deep.
+struct Next {
+    at: *const f32,
+    step: usize,
+    /// Tiles that still ask for something new.
+    left: usize,
+}
+
+impl Next {
+    /// What the next tile asks for; `known` if there is nothing more.
+    #[inline(always)]
+    fn take(&mut self, known: *const f32) -> *const f32 {
+        if self.left == 0 {
+            return known;
+        }
+        self.left -= 1;
+        let at = self.at;
+        self.at = at.wrapping_add(self.step);
+        at
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) trait Lanes: 'static {
     /// Runs a kernel in a function of its own that is compiled for this tier.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
+    /// Asks for a cache line that will be read later, wherever it is; any address will do.
+    unsafe fn prefetch(src: *const f32);
     /// Equal numbers.
     unsafe fn splat(value: f32) -> Self::Vector;
     /// Reads sixteen numbers.

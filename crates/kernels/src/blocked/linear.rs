@@ -266,6 +266,10 @@ impl Kernel for Group<'_> {
                     src: memory.at(&linear.src, image, 0, 0, 0),
                     runs,
                     weight: linear.lines[line..].as_ptr().cast(),
+                    next: linear.lines[line..]
+                        .as_ptr()
+                        .cast::<f32>()
+                        .wrapping_add(depth * linear.at_once * BLOCK),
                     start: if first { Start::Bias(bias) } else { Start::Result },
                     dst: sums.wrapping_add(image * width),
                     dst_row: 0,

@@ -40,6 +40,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) runs: &'a [Run],
     /// `[depth, blocks, BLOCK]`.
     pub(crate) weight: *const f32,
+    /// A line for each step of the depth that will be read soon.
+    pub(crate) next: *const f32,
     pub(crate) start: Start,
     pub(crate) dst: *mut f32,
     pub(crate) dst_row: usize,
@@ -178,9 +180,12 @@ impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usi
         unsafe {
             let mut sum = start::<L, ROWS, WIDTH, BLOCKS>(tile);
             let mut weight = tile.weight;
+            let mut next = tile.next;
             for run in tile.runs {
                 let mut src = tile.src.offset(run.src);
                 for _ in 0..run.len {
+                    L::prefetch(next);
+                    next = next.wrapping_add(BLOCK);
                     let mut w = [L::splat(0.0); BLOCKS];
                     for (b, w) in w.iter_mut().enumerate() {
                         *w = L::load(weight.add(b * BLOCK));

@@ -20,9 +20,11 @@ mod team;
 #[cfg(test)]
 pub(crate) mod testing;
 mod view;
+mod winograd;
 
 pub use conv::{Weights, Window};
 pub use linear::{LinearWeights, Storage};
 pub use sequence::{Sequence, Step};
 pub use team::Team;
 pub use view::{BLOCK, Place, View};
+pub use winograd::WinogradTile;

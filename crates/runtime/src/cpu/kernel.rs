@@ -1,58 +1,117 @@
 //! From steps of a program to steps of the kernels.
 
+use super::form::{self, Algorithm, Form, Unit, multiplied};
 use super::layout::{Layout, Work};
 use crate::backend::StepInfo;
 use crate::{Options, Program, Step};
 use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind};
-use cofilter_kernels::blocked::{self, LinearWeights, Storage, View, Weights, Window};
+use cofilter_kernels::blocked::{self, LinearWeights, Storage, View, Weights};
 
 /// The kernels' steps in order, and what each is.
 pub(super) fn steps(
     program: &Program,
+    units: &[(Unit, Form)],
     layout: &Layout,
     options: &Options,
 ) -> (Vec<blocked::Step>, Vec<StepInfo>) {
     let steps = layout.work.iter().map(|work| match work {
-        Work::Copy { src, dst } => {
-            let (src, dst) = (layout.view(*src), layout.view(*dst));
-            let info = StepInfo {
-                nodes: "layout".into(),
-                algorithm: if dst.pixel_stride == 1 { "copy to planes" } else { "copy to blocks" }.into(),
-                result: cofilter_graph::Shape::map(dst.channels(), dst.size[0], dst.size[1]),
-                macs: 0,
-                weight_bytes: 0,
-            };
-            (blocked::Step::relayout(&src, &dst), info)
-        }
-        Work::Step { step, srcs, add, dst } => {
-            let step = &program.steps()[*step];
+        Work::Copy { src, dst } => copy(&layout.view(*src), &layout.view(*dst)),
+        Work::Unit { unit, first, srcs, add, dst } => {
             let srcs: Vec<View> = srcs.iter().map(|src| layout.view(*src)).collect();
             let add = add.map(|add| layout.view(add));
-            let (kernel, algorithm) = kernel(step, &srcs, add.as_ref(), &layout.view(*dst), options);
-            let info = StepInfo {
-                nodes: step.nodes.join("+"),
-                algorithm,
-                result: step.result.shape,
-                macs: step.macs,
-                weight_bytes: step.tensors.iter().map(|t| size_of_val(t.data())).sum(),
-            };
-            (kernel, info)
+            let maps = Maps { srcs: &srcs, add: add.as_ref(), dst: &layout.view(*dst) };
+            let step = |index: usize| &program.steps()[index];
+            match units[*unit] {
+                (Unit::One(index), Form::One(algorithm)) => one(step(index), algorithm, &maps, options),
+                (Unit::Two(index, _), Form::Apart(algorithm, _)) if *first => {
+                    one(step(index), algorithm, &maps, options)
+                }
+                (Unit::Two(_, index), Form::Apart(_, algorithm)) => {
+                    one(step(index), algorithm, &maps, options)
+                }
+                (Unit::Two(a, b), Form::Multiplied(algorithm)) => {
+                    let mut whole = multiplied(step(a), step(b)).expect("the form was offered for this pair");
+                    whole.tensors = form::product(step(a), step(b));
+                    let (kernel, mut info) = one(&whole, algorithm, &maps, options);
+                    info.algorithm += ", factors multiplied";
+                    (kernel, info)
+                }
+                (Unit::Two(a, b), _) => {
+                    let segments = layout.segments(step(a).result.id);
+                    pair([step(a), step(b)], segments, &maps, options)
+                }
+                (Unit::One(_), _) => unreachable!("a single step has no form of a pair"),
+            }
         }
     });
     steps.unzip()
 }
 
-/// One step and, for people, what it does and how.
-fn kernel(
-    step: &Step,
-    srcs: &[View],
-    add: Option<&View>,
-    dst: &View,
+/// What a step reads and writes.
+struct Maps<'a> {
+    srcs: &'a [View],
+    add: Option<&'a View>,
+    dst: &'a View,
+}
+
+fn copy(src: &View, dst: &View) -> (blocked::Step, StepInfo) {
+    let info = StepInfo {
+        nodes: "layout".into(),
+        algorithm: if dst.pixel_stride == 1 { "copy to planes" } else { "copy to blocks" }.into(),
+        result: cofilter_graph::Shape::map(dst.channels(), dst.size[0], dst.size[1]),
+        macs: 0,
+        weight_bytes: 0,
+    };
+    (blocked::Step::relayout(src, dst), info)
+}
+
+fn one(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options) -> (blocked::Step, StepInfo) {
+    let (kernel, text) = kernel(step, algorithm, maps, options);
+    (kernel, info(&[step], text))
+}
+
+fn info(steps: &[&Step], algorithm: String) -> StepInfo {
+    let nodes: Vec<&str> = steps.iter().flat_map(|step| &step.nodes).map(String::as_str).collect();
+    StepInfo {
+        nodes: nodes.join("+"),
+        algorithm,
+        result: steps[steps.len() - 1].result.shape,
+        macs: steps.iter().map(|step| step.macs).sum(),
+        weight_bytes: steps.iter().flat_map(|step| &step.tensors).map(|t| size_of_val(t.data())).sum(),
+    }
+}
+
+fn pair(
+    steps: [&Step; 2],
+    segments: &[usize],
+    maps: &Maps<'_>,
     options: &Options,
-) -> (blocked::Step, String) {
+) -> (blocked::Step, StepInfo) {
+    let [first, second] = steps.map(|step| {
+        let Op::Conv2d(conv) = &step.op else { unreachable!("a pair is two convolutions") };
+        let (weight, bias) = weight_and_bias(&step.tensors);
+        (conv, (form::window(conv), Weights { weight, bias, relu: step.relu }))
+    });
+    let text = format!("{} and {} together", title(first.0), title(second.0));
+    let Maps { srcs, add, dst } = *maps;
+    let (images, threads) = (options.batch, options.threads);
+    let kernel = blocked::Step::conv_pair(first.1, segments, second.1, &srcs[0], add, dst, images, threads);
+    (kernel, info(&steps, text))
+}
+
+/// Kind of convolution, for people.
+fn title(conv: &Conv2d) -> String {
+    let stride = if conv.stride == [1, 1] { String::new() } else { format!("/{}", conv.stride[0]) };
+    let groups = if conv.groups == 1 { String::new() } else { format!(", {} groups", conv.groups) };
+    format!("conv2d {}x{}{stride}{groups}", conv.kernel[0], conv.kernel[1])
+}
+
+/// One step and, for people, what it does and how.
+fn kernel(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options) -> (blocked::Step, String) {
+    let Maps { srcs, dst, .. } = *maps;
     let (src, relu) = (&srcs[0], step.relu);
     match &step.op {
-        Op::Conv2d(conv) => convolution(conv, step, src, add, dst, options),
+        Op::Conv2d(conv) => convolution(conv, step, algorithm, maps, options),
         Op::Linear(_) => {
             let (weight, bias) = weight_and_bias(&step.tensors);
             let weights = LinearWeights { weight, bias, relu, storage: Storage::F32 };
@@ -108,20 +167,30 @@ fn kernel(
 fn convolution(
     conv: &Conv2d,
     step: &Step,
-    src: &View,
-    add: Option<&View>,
-    dst: &View,
+    algorithm: Algorithm,
+    maps: &Maps<'_>,
     options: &Options,
 ) -> (blocked::Step, String) {
-    let Conv2d { kernel, stride, padding, dilation, groups, .. } = *conv;
-    let window = Window { kernel, stride, padding, dilation, groups };
+    let window = form::window(conv);
     let (weight, bias) = weight_and_bias(&step.tensors);
     let weights = Weights { weight, bias, relu: step.relu };
-    let steps = if stride == [1, 1] { String::new() } else { format!("/{}", stride[0]) };
-    let shares = if groups == 1 { String::new() } else { format!(", {groups} groups") };
-    let text = |how: &str| format!("conv2d {}x{}{steps}{shares}{how}", kernel[0], kernel[1]);
+    let (src, add, dst) = (&maps.srcs[0], maps.add, maps.dst);
     let (images, threads) = (options.batch, options.threads);
-    (blocked::Step::conv(window, weights, src, add, dst, images, threads), text(""))
+    let algorithm = match algorithm {
+        // Groups of another number may share blocks of a map with these.
+        Algorithm::Winograd(_) if !blocked::Step::winograd_fits(&window, src, dst) => Algorithm::Direct,
+        // The same holds for the blocks of maps that were put together.
+        Algorithm::Depthwise if src.lanes != dst.lanes => Algorithm::Direct,
+        other => other,
+    };
+    let kernel = match algorithm {
+        Algorithm::Direct => blocked::Step::conv(window, weights, src, add, dst, images, threads),
+        Algorithm::Winograd(tile) => {
+            blocked::Step::winograd(tile, window, weights, src, add, dst, images, threads)
+        }
+        Algorithm::Depthwise => blocked::Step::depthwise(window, weights, src, add, dst),
+    };
+    (kernel, title(conv) + &algorithm.suffix())
 }
 
 fn weight_and_bias(tensors: &[Array]) -> (&[f32], Option<&[f32]>) {

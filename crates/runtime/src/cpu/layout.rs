@@ -1,6 +1,7 @@
 //! Where the values of a program lie: blocked maps with the borders that their readers need, concatenations whose operands are
 //! written straight into their part, one arena.
 
+use super::form::{self, Unit};
 use crate::arena::{self, Lifetime};
 use crate::{Program, Step, Value};
 use cofilter_graph::{Op, Shape};
@@ -51,8 +52,18 @@ enum Home {
 pub(super) enum Work {
     /// The same numbers in another form.
     Copy { src: usize, dst: usize },
-    /// A step of the program.
-    Step { step: usize, srcs: Vec<usize>, add: Option<usize>, dst: usize },
+    /// A unit of the program, or the first of its two steps, which gives `dst`.
+    Unit { unit: usize, first: bool, srcs: Vec<usize>, add: Option<usize>, dst: usize },
+}
+
+impl Work {
+    /// The unit that it belongs to; none for a copy.
+    pub(super) fn unit(&self) -> Option<usize> {
+        match self {
+            Self::Copy { .. } => None,
+            Self::Unit { unit, .. } => Some(*unit),
+        }
+    }
 }
 
 /// A form in which a step wants a value.
@@ -71,13 +82,20 @@ enum Form {
 }
 
 impl Layout {
-    pub(super) fn new(program: &Program, batch: usize) -> Self {
+    pub(super) fn new(program: &Program, units: &[(Unit, form::Form)], batch: usize) -> Self {
         let segments = segments(program);
         let slots = slots(program, &segments);
         let maps = maps(program, segments, &slots);
         let mut builder = Builder { program, maps, slots, copies: BTreeMap::new(), work: Vec::new() };
-        for index in 0..program.steps().len() {
-            builder.step(index);
+        for (unit, (what, form)) in units.iter().enumerate() {
+            match (what, form) {
+                (Unit::One(index), _) => builder.step(unit, false, *index, *index),
+                (Unit::Two(first, second), form::Form::Apart(..)) => {
+                    builder.step(unit, true, *first, *first);
+                    builder.step(unit, false, *second, *second);
+                }
+                (Unit::Two(first, second), _) => builder.step(unit, false, *first, *second),
+            }
         }
         builder.output();
         let Builder { maps, work, .. } = builder;
@@ -92,7 +110,7 @@ impl Layout {
         for (index, work) in self.work.iter().enumerate() {
             let (reads, dst) = match work {
                 Work::Copy { src, dst } => (vec![*src], *dst),
-                Work::Step { srcs, add, dst, .. } => (srcs.iter().copied().chain(*add).collect(), *dst),
+                Work::Unit { srcs, add, dst, .. } => (srcs.iter().copied().chain(*add).collect(), *dst),
             };
             for map in reads.into_iter().chain([dst]) {
                 let root = self.root(map).0;
@@ -132,6 +150,11 @@ impl Layout {
             Home::Arena { phases: Some(phases) } => View::planar(0, channels, *size, *border, *phases),
             _ => View::blocked(0, segments, *size, *border),
         }
+    }
+
+    /// Channels of the segments of a value.
+    pub(super) fn segments(&self, value: usize) -> &[usize] {
+        &self.maps[value].segments
     }
 
     /// Where a map lies.
@@ -283,9 +306,10 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn step(&mut self, index: usize) {
-        let step = &self.program.steps()[index];
-        let dst = step.result.id;
+    /// A unit, or one of its two steps, that reads what one step reads and writes what another one (or the same) writes.
+    fn step(&mut self, unit: usize, first: bool, reads: usize, writes: usize) {
+        let (step, last) = (&self.program.steps()[reads], &self.program.steps()[writes]);
+        let dst = last.result.id;
         let srcs = match &step.op {
             Op::Concat => {
                 self.concat(step);
@@ -303,11 +327,11 @@ impl Builder<'_> {
                 vec![self.blocked(step.operands[0], &segments)]
             }
         };
-        let add = step.add.map(|add| {
+        let add = last.add.map(|add| {
             let segments = self.maps[dst].segments.clone();
             self.blocked(add, &segments)
         });
-        self.work.push(Work::Step { step: index, srcs, add, dst });
+        self.work.push(Work::Unit { unit, first, srcs, add, dst });
     }
 
     fn seen(&self, value: Value) -> Vec<usize> {

@@ -5,6 +5,7 @@
 mod describe;
 mod drawn;
 mod fixtures;
+mod forms;
 mod fusion;
 mod input;
 mod numbers;

@@ -52,6 +52,14 @@ pub(super) struct Depth {
     runs: Range<usize>,
     /// First step of the depth.
     start: usize,
+    len: usize,
+}
+
+impl Depth {
+    /// Steps of the depth.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
 }
 
 /// What the blocks of one group of channels read.
@@ -242,7 +250,7 @@ impl Filters {
 }
 
 /// How many of the blocks that are left are computed at once.
-fn at_once(left: usize, most: usize) -> usize {
+pub(in crate::blocked) fn at_once(left: usize, most: usize) -> usize {
     match left {
         _ if most == 1 => 1,
         3 if most >= 3 => 3,
@@ -313,7 +321,7 @@ fn cut(runs: &[Run], most: usize) -> Vec<Depth> {
     for (i, run) in runs.iter().enumerate() {
         len += run.len;
         if len >= target || i + 1 == runs.len() {
-            depths.push(Depth { runs: first..i + 1, start });
+            depths.push(Depth { runs: first..i + 1, start, len });
             (first, start, len) = (i + 1, start + len, 0);
         }
     }

@@ -26,6 +26,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(src: *const f32) {
+        // SAFETY: as above; a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(src.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_set1_ps(value) }

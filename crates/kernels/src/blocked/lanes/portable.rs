@@ -22,6 +22,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+
+    #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; 16] {
         [value; 16]
     }

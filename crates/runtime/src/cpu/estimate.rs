@@ -1,0 +1,68 @@
+//! About how long a unit takes, where nothing was measured.
+
+use super::form::{Algorithm, Form, Unit, multiplied};
+use crate::{Options, Program, Step};
+use cofilter_graph::Op;
+use cofilter_kernels::blocked::BLOCK;
+
+/// Threads that are assumed: results must not depend on how many there are, and ways of computing differ in rounding.
+const THREADS: f64 = 2.0;
+/// Cycles of one thread for a thread to notice that a step has begun or ended.
+const STEP: f64 = 2_000.0;
+/// Bytes of weights that arrive from memory in a cycle, where they do not stay in a cache.
+const ARRIVING: f64 = 8.0;
+/// Bytes of weights that stay in a cache from one run to the next.
+const STAYING: f64 = 2e6;
+
+/// Cycles of a machine that does two operations on [`BLOCK`] numbers in one. Only comparisons mean something.
+pub(super) fn cycles(program: &Program, unit: Unit, form: Form, options: &Options) -> f64 {
+    let steps = program.steps();
+    match (unit, form) {
+        (Unit::One(index), Form::One(algorithm)) => step(&steps[index], algorithm, options),
+        (Unit::Two(first, second), Form::Apart(a, b)) => {
+            step(&steps[first], a, options) + step(&steps[second], b, options)
+        }
+        (Unit::Two(first, second), Form::Together) => {
+            let direct = |index: usize| step(&steps[index], Algorithm::Direct, options);
+            direct(first) + direct(second) - STEP
+        }
+        (Unit::Two(first, second), Form::Multiplied(algorithm)) => multiplied(&steps[first], &steps[second])
+            .map_or(f64::INFINITY, |product| step(&product, algorithm, options)),
+        _ => f64::INFINITY,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
+    let Op::Conv2d(conv) = &step.op else { return STEP };
+    let images = options.batch as f64;
+    let [height, width] = step.result.shape.spatial();
+    let groups = conv.groups as f64;
+    let inputs = step.operands[0].shape.channels() / conv.groups;
+    let outputs = conv.out_channels / conv.groups;
+    let taps = (conv.kernel[0] * conv.kernel[1]) as f64;
+    let blocks = |channels: usize| channels.div_ceil(BLOCK) as f64;
+    let (compute, bytes) = match algorithm {
+        Algorithm::Direct | Algorithm::Depthwise => {
+            // The last block of outputs costs what it holds, and a sum over lanes.
+            let rest = outputs % BLOCK;
+            let thin = (rest as f64 * 1.2 / BLOCK as f64 + 0.1).min(1.0);
+            let full = (outputs / BLOCK) as f64 + if rest == 0 { 0.0 } else { thin };
+            let pixels = images * (height * width) as f64;
+            (
+                pixels * groups * taps * inputs as f64 * full / 2.0 / 0.93,
+                groups * taps * (inputs * outputs * 4) as f64,
+            )
+        }
+        Algorithm::Winograd(tile) => {
+            let (size, positions) = (tile.size(), ((tile.size() + 2) * (tile.size() + 2)) as f64);
+            let tiles = images * (height.div_ceil(size) * width.div_ceil(size)) as f64;
+            let transforms = 2.2 * positions * (blocks(inputs) + blocks(outputs));
+            let products = positions * inputs as f64 * blocks(outputs) / 2.0 / 0.85;
+            (tiles * groups * (transforms + products), groups * positions * (inputs * outputs * 4) as f64)
+        }
+    };
+    let arriving = if bytes > STAYING { bytes / ARRIVING } else { 0.0 };
+    // Weights arrive while others are multiplied, as far as they may.
+    (compute / THREADS).max(arriving) + 0.2 * arriving + STEP
+}

@@ -1,0 +1,218 @@
+//! The ways in which a convolution, or a pair of them, can be computed, and which is taken.
+
+use crate::{Options, Program, Step};
+use cofilter_graph::{Array, Conv2d, Op};
+use cofilter_kernels::blocked::{self, BLOCK, Window, WinogradTile};
+
+/// What is chosen for at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// A step.
+    One(usize),
+    /// A convolution whose only reader is a convolution that looks at no other row: a basis and its combination, or a vertical
+    /// and a horizontal filter.
+    Two(usize, usize),
+}
+
+/// How one convolution is computed; other steps have one way only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Direct,
+    Winograd(WinogradTile),
+    Depthwise,
+}
+
+/// How a unit is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    One(Algorithm),
+    /// Two steps with a map in between.
+    Apart(Algorithm, Algorithm),
+    /// One step; the map in between is never written as a whole.
+    Together,
+    /// One convolution with the product of the filters.
+    Multiplied(Algorithm),
+}
+
+impl Algorithm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Winograd(WinogradTile::Two) => "winograd 2x2",
+            Self::Winograd(WinogradTile::Four) => "winograd 4x4",
+            Self::Depthwise => "depthwise",
+        }
+    }
+
+    /// What people read behind the kind of step; nothing for the usual way.
+    pub(super) fn suffix(self) -> String {
+        match self {
+            Self::Direct => String::new(),
+            other => format!(", {}", other.name()),
+        }
+    }
+}
+
+impl Form {
+    /// Name in tables of costs.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::One(algorithm) => algorithm.name().into(),
+            Self::Apart(first, second) => format!("{} + {}", first.name(), second.name()),
+            Self::Together => "together".into(),
+            Self::Multiplied(algorithm) => format!("multiplied, {}", algorithm.name()),
+        }
+    }
+}
+
+/// The units of a program, in the order in which their results are there.
+pub(super) fn units(program: &Program) -> Vec<Unit> {
+    let steps = program.steps();
+    let mut first_of: Vec<Option<usize>> = vec![None; steps.len()];
+    let mut taken = vec![false; steps.len()];
+    for (index, step) in steps.iter().enumerate() {
+        let Op::Conv2d(_) = &step.op else { continue };
+        if step.add.is_some() || step.relu || taken[index] || program.output().id == step.result.id {
+            continue;
+        }
+        let mut readers = (steps.iter().enumerate())
+            .filter(|(_, s)| s.operands.iter().chain(&s.add).any(|operand| operand.id == step.result.id));
+        let (Some((reader, second)), None) = (readers.next(), readers.next()) else { continue };
+        let Op::Conv2d(conv) = &second.op else { continue };
+        let reads =
+            second.operands[0].id == step.result.id && second.add.is_none_or(|a| a.id != step.result.id);
+        if reads && first_of[index].is_none() && blocked::Step::conv_pair_fits(&window(conv)) {
+            first_of[reader] = Some(index);
+            taken[index] = true;
+        }
+    }
+    let unit = |index: usize| match first_of[index] {
+        Some(first) => Some(Unit::Two(first, index)),
+        None => (!taken[index]).then_some(Unit::One(index)),
+    };
+    (0..steps.len()).filter_map(unit).collect()
+}
+
+/// The window of a convolution.
+pub(super) fn window(conv: &Conv2d) -> Window {
+    let Conv2d { kernel, stride, padding, dilation, groups, .. } = *conv;
+    Window { kernel, stride, padding, dilation, groups }
+}
+
+/// The ways in which a unit can be computed; the first one always works.
+pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<Form> {
+    match unit {
+        Unit::One(index) => algorithms(&program.steps()[index], options).into_iter().map(Form::One).collect(),
+        Unit::Two(first, second) => {
+            let (first, second) = (&program.steps()[first], &program.steps()[second]);
+            let mut forms: Vec<Form> =
+                algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
+            // The images are planar for the first step alone.
+            if first.operands[0].id != 0 {
+                forms.push(Form::Together);
+            }
+            if let Some(product) = multiplied(first, second) {
+                forms.extend(algorithms(&product, options).into_iter().map(Form::Multiplied));
+            }
+            forms
+        }
+    }
+}
+
+fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
+    let Op::Conv2d(conv) = &step.op else { return vec![Algorithm::Direct] };
+    let from = step.operands[0];
+    let (inputs, outputs) = (from.shape.channels(), conv.out_channels);
+    if from.id != 0 && conv.groups == inputs && conv.groups == outputs && conv.groups > 1 {
+        return vec![Algorithm::Depthwise];
+    }
+    let mut found = vec![Algorithm::Direct];
+    let plain = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
+    // Groups are whole blocks by way of the layout, unless they are so small that it leaves them together.
+    let whole = |channels: usize| {
+        conv.groups == 1
+            || (channels / conv.groups).is_multiple_of(BLOCK)
+            || channels / conv.groups > BLOCK / 2
+    };
+    if plain && from.id != 0 && whole(inputs) && whole(outputs) {
+        for tile in [WinogradTile::Two, WinogradTile::Four] {
+            if tile.error_bound() <= options.tolerance {
+                found.push(Algorithm::Winograd(tile));
+            }
+        }
+    }
+    found
+}
+
+/// The one convolution that a basis and its 1x1 combination are, without its tensors.
+pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
+    let (Op::Conv2d(a), Op::Conv2d(b)) = (&first.op, &second.op) else { return None };
+    let point = b.kernel == [1, 1] && b.stride == [1, 1] && b.padding == [0, 0];
+    // A basis for all groups of the combination, or one for each.
+    if !point || (a.groups != b.groups && a.groups != 1) {
+        return None;
+    }
+    let filter = first.tensors[0].data().len() / a.out_channels;
+    Some(Step {
+        nodes: first.nodes.iter().chain(&second.nodes).cloned().collect(),
+        op: Op::Conv2d(Conv2d { out_channels: b.out_channels, bias: true, ..a.clone() }),
+        tensors: Vec::new(),
+        operands: first.operands.clone(),
+        add: second.add,
+        relu: second.relu,
+        result: second.result,
+        macs: second.result.shape.elements() * filter,
+    })
+}
+
+/// Filters and biases of that convolution: the combination times the basis, in double precision.
+pub(super) fn product(first: &Step, second: &Step) -> Vec<Array> {
+    let (Op::Conv2d(a), Op::Conv2d(b)) = (&first.op, &second.op) else { return Vec::new() };
+    let (middle, outputs) = (a.out_channels, b.out_channels);
+    let filter = first.tensors[0].data().len() / middle;
+    let (group_middle, group_out) = (middle / b.groups, outputs / b.groups);
+    let (basis, combination) = (first.tensors[0].data(), second.tensors[0].data());
+    let mut weight = Vec::with_capacity(outputs * filter);
+    let mut bias = Vec::with_capacity(outputs);
+    for output in 0..outputs {
+        let shares = &combination[output * group_middle..(output + 1) * group_middle];
+        let start = output / group_out * group_middle;
+        let mut sums = vec![0.0_f64; filter];
+        let mut shift = second.tensors.get(1).map_or(0.0, |bias| f64::from(bias.data()[output]));
+        for (m, share) in shares.iter().enumerate().map(|(m, share)| (start + m, f64::from(*share))) {
+            for (sum, value) in sums.iter_mut().zip(&basis[m * filter..(m + 1) * filter]) {
+                *sum += share * f64::from(*value);
+            }
+            shift += first.tensors.get(1).map_or(0.0, |bias| share * f64::from(bias.data()[m]));
+        }
+        weight.extend(sums.into_iter().map(rounded));
+        bias.push(rounded(shift));
+    }
+    let mut dims = first.tensors[0].dims().to_vec();
+    dims[0] = outputs;
+    vec![Array::new(dims, weight), Array::new(vec![outputs], bias)]
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "computed in f64, kept in f32")]
+fn rounded(value: f64) -> f32 {
+    value as f32
+}
+
+/// What a unit is, without its weights: equal units cost the same.
+pub(super) fn signature(program: &Program, unit: Unit, options: &Options) -> Option<String> {
+    let part = |index: usize| {
+        let step = &program.steps()[index];
+        let Op::Conv2d(c) = &step.op else { return None };
+        let [h, w] = c.kernel;
+        let add = if step.add.is_some() { " add" } else { "" };
+        Some(format!(
+            "conv {h}x{w} stride {:?} padding {:?} dilation {:?} groups {} {} -> {}{add}",
+            c.stride, c.padding, c.dilation, c.groups, step.operands[0].shape, step.result.shape
+        ))
+    };
+    let what = match unit {
+        Unit::One(index) => part(index)?,
+        Unit::Two(first, second) => format!("{}, {}", part(first)?, part(second)?),
+    };
+    Some(format!("{what}, batch {}, threads {}", options.batch, options.threads))
+}

@@ -1,0 +1,121 @@
+//! The ways of computing a layer: all of them agree with the oracle, and a table of costs decides.
+
+use crate::numbers::{images, model, options, relative_error, run, same_bits};
+use cofilter_graph::{Conv2d, Graph, Model, Shape};
+use cofilter_runtime::{CostTable, Options, Plan, reference};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Plain, low-rank, separable, grouped low-rank and depthwise convolutions.
+fn net() -> Model {
+    let mut b = Graph::builder();
+    let conv = |out, kernel: [usize; 2], groups| Conv2d {
+        kernel,
+        padding: [kernel[0] / 2, kernel[1] / 2],
+        groups,
+        ..Conv2d::new(out, 1)
+    };
+    let x = b.input("data", Shape::map(3, 14, 13)).unwrap();
+    let x = b.conv2d("stem", x, conv(24, [3, 3], 1)).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.conv2d("plain", x, conv(36, [3, 3], 1)).unwrap();
+    let x = b.relu("relu1", x).unwrap();
+    let x = b.conv2d("basis", x, conv(7, [3, 3], 1)).unwrap();
+    let x = b.conv2d("combination", x, conv(36, [1, 1], 1)).unwrap();
+    let x = b.relu("relu2", x).unwrap();
+    let y = b.conv2d("grouped_basis", x, conv(20, [3, 3], 2)).unwrap();
+    let y = b.conv2d("grouped_combination", y, conv(36, [1, 1], 2)).unwrap();
+    let x = b.sum("add", &[y, x]).unwrap();
+    let x = b.conv2d("vertical", x, conv(10, [5, 1], 1)).unwrap();
+    let x = b.conv2d("horizontal", x, conv(32, [1, 5], 1)).unwrap();
+    let x = b.relu("relu3", x).unwrap();
+    let x = b.conv2d("depthwise", x, conv(32, [3, 3], 32)).unwrap();
+    model(b.finish(&[x]).unwrap(), 5)
+}
+
+/// A table by which every layer of the network takes the `pick`-th of its forms.
+fn table(all: &CostTable, pick: usize) -> (CostTable, usize) {
+    let mut most = 0;
+    let mut table = all.clone();
+    for forms in table.layers.values_mut() {
+        most = most.max(forms.len());
+        let wanted = pick % forms.len();
+        for (i, us) in forms.values_mut().enumerate() {
+            *us = if i == wanted { 1.0 } else { 2.0 };
+        }
+    }
+    (table, most)
+}
+
+#[test]
+fn every_form_of_every_layer_equals_the_oracle() {
+    let model = net();
+    let options = Options { tolerance: 1e-3, ..options(3, 2) };
+    let mut costs = CostTable::new();
+    costs.measure(&model, &options, 1).unwrap();
+    // Three Winograd-fit layers, three pairs (one of them a Winograd-fit one in groups).
+    let forms: BTreeMap<&str, usize> = costs.layers.iter().map(|(k, v)| (k.as_str(), v.len())).collect();
+    assert!(forms.values().any(|n| *n == 3) && forms.values().any(|n| *n >= 6), "{forms:?}");
+    let images = images(3 * model.graph().input_shape().elements(), 3);
+    let expected = reference::run(&model, &images).unwrap();
+    let mut descriptions = std::collections::BTreeSet::new();
+    for pick in 0..table(&costs, 0).1 {
+        let options = Options { costs: Some(Arc::new(table(&costs, pick).0)), ..options.clone() };
+        let found = run(&model, &options, &images);
+        let error = relative_error(&found, &expected);
+        assert!(error < 2e-5, "form {pick}: {error:e}");
+        for threads in [1, 3, 7] {
+            let plan = Plan::compile(&model, &Options { threads, ..options.clone() }).unwrap();
+            descriptions.insert(plan.describe());
+        }
+        let plan = Plan::compile(&model, &options).unwrap();
+        descriptions.insert(plan.describe());
+    }
+    let all: String = descriptions.into_iter().collect();
+    for word in ["winograd 2x2", "winograd 4x4", "together", "factors multiplied", "depthwise"] {
+        assert!(all.contains(word), "no plan used {word}:\n{all}");
+    }
+}
+
+#[test]
+fn without_tolerance_there_is_no_winograd() {
+    let model = net();
+    let options = Options { tolerance: 0.0, ..options(1, 1) };
+    let mut costs = CostTable::new();
+    costs.measure(&model, &options, 1).unwrap();
+    assert!(costs.layers.values().flat_map(BTreeMap::keys).all(|form| !form.contains("winograd")));
+    assert!(!Plan::compile(&model, &options).unwrap().describe().contains("winograd"));
+}
+
+#[test]
+fn estimated_plans_give_the_same_bits_for_every_number_of_threads() {
+    let model = net();
+    let images = images(2 * model.graph().input_shape().elements(), 8);
+    let alone = run(&model, &options(2, 1), &images);
+    for threads in [2, 3, 7] {
+        assert!(same_bits(&alone, &run(&model, &options(2, threads), &images)), "{threads} threads");
+    }
+}
+
+#[test]
+fn a_table_survives_its_file_and_others_are_refused() {
+    let folder = std::env::temp_dir().join(format!("cofilter-costs-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("costs.json");
+    let mut costs = CostTable::new();
+    costs.measure(&net(), &options(1, 1), 1).unwrap();
+    costs.save(&path).unwrap();
+    assert_eq!(CostTable::load(&path).unwrap(), costs);
+    // What is known is not measured again.
+    let before = costs.clone();
+    costs.measure(&net(), &options(1, 1), 1).unwrap();
+    assert_eq!(costs, before);
+    let other = CostTable { tier: "abacus".into(), ..costs.clone() };
+    other.save(&path).unwrap();
+    let message = CostTable::load(&path).unwrap_err().to_string();
+    assert!(message.contains("costs.json") && message.contains("found `abacus`"), "{message}");
+    std::fs::write(&path, "{").unwrap();
+    assert!(CostTable::load(&path).unwrap_err().to_string().contains("costs.json"));
+    assert!(CostTable::load(&folder.join("missing")).unwrap_err().to_string().contains("missing"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
