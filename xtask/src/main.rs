@@ -14,6 +14,7 @@ cargo xtask COMMAND
 
   reproduce [EXPERIMENT] [OPTIONS]  run an experiment and write its report under target/reproduce
                                     (`cargo xtask reproduce --help` lists experiments and options)
+  bench WHAT [OPTIONS]              speed: layers, nets, peers (other engines), tune (`cargo xtask bench --help`)
   test [ARGS]                       all tests; ARGS go to `cargo test`
   ci [--without-tests]              what CI runs: fmt, tidy, clippy, docs, tests, the quick reproduction
   tidy                              line budgets, fixture hashes, and what no compiler checks
@@ -39,6 +40,7 @@ fn dispatch(args: &[String]) -> Result<()> {
     let flags: Vec<&str> = rest.iter().map(String::as_str).collect();
     match (command.as_str(), flags.as_slice()) {
         ("reproduce", _) => reproduce::reproduce(rest),
+        ("bench", _) => reproduce::bench(rest),
         ("data", _) => reproduce::data(rest),
         ("test", _) => ci::test(rest),
         ("ci", []) => ci::ci(true),

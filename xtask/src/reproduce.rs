@@ -10,6 +10,11 @@ pub(crate) fn reproduce(args: &[String]) -> Result<()> {
     hand_over("reproduce", args)
 }
 
+/// Builds in release mode and runs a bench.
+pub(crate) fn bench(args: &[String]) -> Result<()> {
+    hand_over("bench", args)
+}
+
 /// Tells what data lies in a folder.
 pub(crate) fn data(args: &[String]) -> Result<()> {
     hand_over("data", args)
@@ -60,6 +65,8 @@ fn threads(args: &[String]) -> Option<String> {
         Some(value) => value.strip_prefix('=').map(str::to_owned),
         None => None,
     });
+    // A bench takes a list of numbers and makes its own threads.
+    let given = given.filter(|value| !value.contains(','));
     given.or_else(|| std::thread::available_parallelism().ok().map(|n| n.to_string()))
 }
 

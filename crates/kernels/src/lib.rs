@@ -37,6 +37,8 @@ mod simd;
 mod softmax;
 mod tier;
 
+pub mod yardstick;
+
 pub use batch_norm::{PlaneShape, batch_norm, batch_norm_backward, batch_norm_statistics};
 pub use conv::{
     ConvShape, Epilogue, PackedConv, conv2d, conv2d_backward_bias, conv2d_backward_src,

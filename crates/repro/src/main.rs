@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use cofilter_repro::bench::Bench;
 use cofilter_repro::options::{Experiment, Options, root};
 use cofilter_repro::report::Report;
 use cofilter_repro::{lenet, speed};
@@ -27,6 +28,9 @@ enum Command {
         override_usage = "cargo xtask reproduce [EXPERIMENT] [OPTIONS]"
     )]
     Reproduce(Options),
+    /// Measure speed: of layers, of networks, against other engines
+    #[command(display_name = "cargo xtask bench", subcommand)]
+    Bench(Bench),
     /// Tell what data sets lie in a folder, and check them
     Data {
         /// The folder [default: ../shared/data]
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Command::Reproduce(options) => run(&options),
+        Command::Bench(bench) => cofilter_repro::bench::run(&bench),
         Command::Data { folder } => data(&folder.unwrap_or_else(|| root().join("../shared/data"))),
     };
     match result {

@@ -117,7 +117,7 @@ fn subjects() -> Result<Vec<Subject>> {
 }
 
 /// A third of full rank for every convolution larger than 1x1 but the first.
-fn third_of_full_rank(graph: &Graph) -> BTreeMap<String, usize> {
+pub(crate) fn third_of_full_rank(graph: &Graph) -> BTreeMap<String, usize> {
     let convolutions = graph.iter().filter_map(|(id, node)| match node.op() {
         Op::Conv2d(c) => Some((node, c, full_rank(graph, id))),
         _ => None,

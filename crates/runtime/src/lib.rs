@@ -40,7 +40,7 @@ mod session;
 
 pub use backend::{Memory, StepInfo};
 pub use cofilter_kernels::blocked::Team;
-pub use cofilter_kernels::cpu_tier;
+pub use cofilter_kernels::{cpu_tier, yardstick};
 pub use costs::CostTable;
 pub use error::{Error, Result};
 pub use options::{BackendKind, Options};

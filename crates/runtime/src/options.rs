@@ -70,7 +70,7 @@ impl Options {
         if !(1..=1024).contains(&self.threads) {
             return fail("threads", format!("expected 1..=1024, found {}", self.threads));
         }
-        if !(self.tolerance >= 0.0) {
+        if self.tolerance.is_nan() || self.tolerance < 0.0 {
             return fail("tolerance", format!("expected 0 or more, found {}", self.tolerance));
         }
         match &self.team {

@@ -229,7 +229,7 @@ impl RowOp for Within {
             for x in 0..width {
                 let mut sum = L::splat(0.0);
                 let end = if x + self.half < width { x + self.half + 1 } else { width };
-                let mut s = if x > self.half { x - self.half } else { 0 };
+                let mut s = x.saturating_sub(self.half);
                 while s < end {
                     sum = L::add(sum, L::load(scratch.add(s * BLOCK)));
                     s += 1;

@@ -122,6 +122,7 @@ impl Sequence {
     ///
     /// # Panics
     /// If a slice has another length than the sequence was made for, or `scratch` is too short for the team.
+    #[expect(clippy::too_many_arguments, reason = "the buffers of one run, each of its own kind")]
     pub fn run(
         &self,
         n: usize,

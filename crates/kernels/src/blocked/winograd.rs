@@ -532,6 +532,7 @@ impl<const N: usize> Kernel for Back<'_, N> {
                 let (image, y, x) = winograd.place(tile);
                 let from = products.wrapping_add((self.block * winograd.tiles_at_once + index) * BLOCK);
                 let mut half = [[L::splat(0.0); N]; N];
+                #[expect(clippy::needless_range_loop, reason = "a column, across the rows")]
                 for s in 0..N {
                     let mut column = [L::splat(0.0); N];
                     for (r, value) in column.iter_mut().enumerate() {

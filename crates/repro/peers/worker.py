@@ -1,0 +1,195 @@
+"""One engine as a process: reads commands as JSON lines, answers each with one line.
+
+    python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last
+
+{"load": ARTIFACT, "images": FILE, "batch": N, "logits": FILE}  compiles the network, runs it once, writes the result
+{"time": RUNS}                                                  one run to settle, then RUNS timed ones, in milliseconds
+"""
+import json
+import os
+import struct
+import sys
+import time
+
+ENGINE, THREADS = sys.argv[1], int(sys.argv[2])
+os.environ.update(OMP_NUM_THREADS=str(THREADS), MKL_NUM_THREADS=str(THREADS))
+import numpy as np  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+
+def network(path):
+    """Nodes, output names and tensors of an artifact."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    graph = json.loads(header["__metadata__"]["cofilter.graph"])
+    return graph["nodes"], graph["outputs"][0], load_file(path)
+
+
+def extents(shape):
+    inner = shape.get("map")
+    return [inner["channels"], inner["height"], inner["width"]] if inner else [shape["vector"]]
+
+
+def to_onnx(path, batch):
+    """The network as an ONNX model of opset 17 with a fixed batch."""
+    from onnx import TensorProto, helper, numpy_helper
+    nodes, output, tensors = network(path)
+    out, consts, inputs = [], [], []
+
+    def const(name, array):
+        consts.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def emit(kind, node, names=None, **attributes):
+        out.append(helper.make_node(kind, names or node["inputs"], [node["name"]], name=node["name"], **attributes))
+
+    for node in nodes:
+        op, name = node["op"], node["name"]
+        both = lambda pair: [pair[0], pair[1], pair[0], pair[1]]
+        weights = [const(f"{name}.{slot}", tensors[f"{name}.{slot}"]) for slot in ("weight", "bias") if f"{name}.{slot}" in tensors]
+        if op == "input":
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch] + extents(node["shape"])))
+        elif op == "conv2d":
+            emit("Conv", node, node["inputs"] + weights, kernel_shape=node["kernel"], strides=node["stride"],
+                 pads=both(node["padding"]), dilations=node["dilation"], group=node["groups"])
+        elif op == "linear":
+            emit("Gemm", node, node["inputs"] + weights, transB=1)
+        elif op == "relu":
+            emit("Relu", node)
+        elif op == "add":
+            emit("Add", node)
+        elif op == "concat":
+            emit("Concat", node, axis=1)
+        elif op == "flatten":
+            emit("Flatten", node)
+        elif op == "softmax":
+            emit("Softmax", node, axis=1)
+        elif op == "lrn" and node["region"] == "across_channels":
+            emit("LRN", node, size=node["size"], alpha=node["alpha"], beta=node["beta"], bias=node["k"])
+        elif op == "pool2d":
+            shape = dict(kernel_shape=node["kernel"], strides=node["stride"], pads=both(node["padding"]),
+                         ceil_mode=int(node["rounding"] == "ceil"))
+            if node["kind"] == "max":
+                emit("MaxPool", node, **shape)
+            else:
+                emit("AveragePool", node, count_include_pad=int(node["count_padding"]), **shape)
+        elif op == "adaptive_avg_pool" and node["output"] == [1, 1]:
+            emit("GlobalAveragePool", node)
+        elif op == "adaptive_avg_pool":  # only where the map has this size already, which the check of the result shows
+            emit("Identity", node)
+        elif op == "pad_channels":
+            pads = const(name + ".pads", np.array([0, node["before"], 0, 0, 0, node["after"], 0, 0], np.int64))
+            emit("Pad", node, node["inputs"] + [pads])
+        else:
+            raise ValueError(f"{name}: cannot write `{op}` as ONNX")
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    graph = helper.make_graph(out, "network", inputs, [result], consts)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    return model.SerializeToString()
+
+
+def torch_run(path, images):
+    """A function that runs the network in eager PyTorch."""
+    import torch
+    import torch.nn.functional as F
+    torch.set_num_threads(THREADS)
+    torch.set_grad_enabled(False)
+    last = ENGINE == "torch-channels-last"
+    form = torch.channels_last if last else torch.contiguous_format
+    nodes, output, tensors = network(path)
+    place = lambda a: torch.from_numpy(a).contiguous(memory_format=form) if a.ndim == 4 else torch.from_numpy(a)
+    tensors = {key: place(value) for key, value in tensors.items()}
+    x = place(images)
+
+    def run():
+        values = {}
+        for node in nodes:
+            op, name = node["op"], node["name"]
+            args = [values[key] for key in node["inputs"]] if op != "input" else []
+            weight, bias = tensors.get(name + ".weight"), tensors.get(name + ".bias")
+            if op == "input":
+                y = x
+            elif op == "conv2d":
+                y = F.conv2d(args[0], weight, bias, node["stride"], node["padding"], node["dilation"], node["groups"])
+            elif op == "linear":
+                y = F.linear(args[0], weight, bias)
+            elif op == "relu":
+                y = F.relu(args[0])
+            elif op == "add":
+                y = args[0] + args[1]
+            elif op == "concat":
+                y = torch.cat(args, 1)
+            elif op == "flatten":
+                y = torch.flatten(args[0], 1)
+            elif op == "softmax":
+                y = F.softmax(args[0], 1)
+            elif op == "lrn":
+                y = F.local_response_norm(args[0], node["size"], node["alpha"], node["beta"], node["k"])
+            elif op == "pool2d" and node["kind"] == "max":
+                y = F.max_pool2d(args[0], node["kernel"], node["stride"], node["padding"], ceil_mode=node["rounding"] == "ceil")
+            elif op == "pool2d":
+                y = F.avg_pool2d(args[0], node["kernel"], node["stride"], node["padding"], node["rounding"] == "ceil", node["count_padding"])
+            elif op == "adaptive_avg_pool":
+                y = F.adaptive_avg_pool2d(args[0], node["output"])
+            elif op == "pad_channels":
+                y = F.pad(args[0], (0, 0, 0, 0, node["before"], node["after"]))
+            else:
+                raise ValueError(f"{name}: cannot run `{op}`")
+            values[name] = y
+        return values[output].numpy()
+
+    return run
+
+
+def load(path, images, batch):
+    """A function that runs the network once."""
+    nodes = network(path)[0]
+    x = np.fromfile(images, np.float32).reshape([batch] + extents(nodes[0]["shape"]))
+    if ENGINE == "onnxruntime":
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(to_onnx(path, batch), options, providers=["CPUExecutionProvider"])
+        feed = {nodes[0]["name"]: x}
+        return lambda: session.run(None, feed)[0]
+    if ENGINE == "openvino":
+        import openvino
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": "1",
+                  "INFERENCE_PRECISION_HINT": "f32"}
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(to_onnx(path, batch)), "CPU", config)
+        request = compiled.create_infer_request()
+        tensor = openvino.Tensor(x, shared_memory=True)
+        request.set_input_tensor(tensor)
+
+        def run():
+            request.infer()
+            return request.get_output_tensor().data
+        run.keep = (x, tensor, compiled)
+        return run
+    return torch_run(path, x)
+
+
+RUN = None
+for line in sys.stdin:
+    command = json.loads(line)
+    try:
+        if "load" in command:
+            RUN = None
+            RUN = load(command["load"], command["images"], command["batch"])
+            np.ascontiguousarray(RUN(), np.float32).tofile(command["logits"])
+            answer = {"loaded": True}
+        else:
+            RUN()
+            times = []
+            for _ in range(command["time"]):
+                start = time.perf_counter()
+                RUN()
+                times.append((time.perf_counter() - start) * 1e3)
+            answer = {"ms": times}
+    except Exception as error:  # every failure is an answer
+        answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+    print(json.dumps(answer), flush=True)

@@ -1,0 +1,286 @@
+//! Cells: a network in a form at a batch size and a number of threads, timed in every engine, round by round.
+
+use super::peers::{ENGINES, Worker, set_up};
+use super::subject::{Subject, Yardstick, images, roofline_ms, subjects};
+use super::table::{self, Report};
+use super::{Options, folder};
+use crate::machine::{Machine, commit};
+use anyhow::{Context as _, Result, ensure};
+use cofilter_graph::Artifact;
+use cofilter_runtime::{CostTable, Options as PlanOptions, Plan, Session, Team, reference};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Largest difference between two engines, relative to the largest logit: what single precision and Winograd's rounding leave
+/// after some fifty layers.
+const TOLERANCE: f64 = 1e-3;
+/// Our own name in tables.
+pub(super) const OURS: &str = "cofilter";
+
+/// Times of one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Times {
+    pub(super) p50_ms: f64,
+    pub(super) p90_ms: f64,
+}
+
+/// What was measured for one network, form, batch size and number of threads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cell {
+    pub(super) net: String,
+    pub(super) form: String,
+    pub(super) batch: usize,
+    pub(super) threads: usize,
+    pub(super) engines: BTreeMap<String, Times>,
+    pub(super) roofline_ms: f64,
+    /// Largest difference from another engine (or from the f64 reference), relative to the largest logit.
+    pub(super) max_error: f64,
+    /// Why an engine has no times.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) failures: BTreeMap<String, String>,
+}
+
+/// Times all cells that the options ask for and writes tables.
+pub(super) fn run(options: &Options, with_peers: bool) -> Result<()> {
+    let subjects = subjects(options)?;
+    let kit = if with_peers { Some(set_up(options.venv.as_deref())?) } else { None };
+    let mut store = Store::open(options, with_peers)?;
+    let mut yardsticks = Vec::new();
+    let mut cells = Vec::new();
+    for threads in options.thread_counts() {
+        let yardstick = Yardstick {
+            threads,
+            fma_gflops: cofilter_runtime::yardstick::fma_gflops(threads),
+            read_gbps: cofilter_runtime::yardstick::read_gbps(threads),
+        };
+        println!(
+            "{threads} thread(s): peak {:.0} GFLOP/s, reading {:.1} GB/s",
+            yardstick.fma_gflops, yardstick.read_gbps
+        );
+        yardsticks.push(yardstick);
+        let team = Arc::new(Team::new(threads)?);
+        // Started when a cell needs them.
+        let mut workers: Vec<Worker> = Vec::new();
+        for subject in &subjects {
+            for batch in options.batches() {
+                if let Some(known) = store.find(subject, batch, threads) {
+                    cells.push(known);
+                    continue;
+                }
+                if let (Some(kit), true) = (&kit, workers.is_empty()) {
+                    for engine in ENGINES {
+                        workers.push(Worker::start(kit, engine, threads)?);
+                    }
+                }
+                let cell = measure(subject, batch, &yardstick, &team, &mut workers, options)
+                    .with_context(|| format!("{} {} batch {batch}", subject.name, subject.form))?;
+                println!("{}", table::line(&cell));
+                store.keep(&cell)?;
+                cells.push(cell);
+            }
+        }
+    }
+    let report = Report {
+        machine: Machine::here(
+            yardsticks.iter().map(|y| y.threads).max().unwrap_or(1),
+            cofilter_runtime::cpu_tier(),
+        ),
+        yardsticks,
+        cells,
+    };
+    table::write(&report, options, with_peers)
+}
+
+/// One cell: all engines give the same, then each has its turn round after round.
+fn measure(
+    subject: &Subject,
+    batch: usize,
+    yardstick: &Yardstick,
+    team: &Arc<Team>,
+    workers: &mut [Worker],
+    options: &Options,
+) -> Result<Cell> {
+    let threads = yardstick.threads;
+    let mut plan_options =
+        PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
+    let mut costs = CostTable::new();
+    costs.measure(&subject.model, &plan_options, 5)?;
+    plan_options.costs = Some(Arc::new(costs));
+    let plan = Plan::compile(&subject.model, &plan_options)?;
+    let mut session = plan.session();
+    let images = images(batch * plan.input_len());
+    let mut logits = vec![f32::NAN; batch * plan.output_len()];
+    session.run(&images, &mut logits)?;
+    let mut cell = Cell {
+        net: subject.name.clone(),
+        form: subject.form.into(),
+        batch,
+        threads,
+        engines: BTreeMap::new(),
+        roofline_ms: roofline_ms(&subject.model, batch, yardstick),
+        max_error: 0.0,
+        failures: BTreeMap::new(),
+    };
+    if workers.is_empty() {
+        let expected = reference::run(&subject.model, &images[..plan.input_len()])?;
+        let expected: Vec<f32> = expected.iter().map(|v| *v as f32).collect();
+        cell.max_error = difference(&logits[..plan.output_len()], &expected)?;
+        ensure!(cell.max_error <= TOLERANCE, "differs from the reference by {:e}", cell.max_error);
+    }
+    let ready = load(subject, &images, &logits, workers, &mut cell)?;
+    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    // A turn of each is as long, so that each is disturbed alike; the first round tells how many runs that is.
+    let turn_ms = options.seconds() * 1e3 / ROUNDS as f64;
+    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+    for round in 0..=ROUNDS {
+        for turn in 0..=ready.len() {
+            let who = (round + turn) % (ready.len() + 1);
+            let (name, ms) = if who == ready.len() {
+                (OURS.to_owned(), time(&mut session, &images, &mut logits, *runs.get(OURS).unwrap_or(&1))?)
+            } else {
+                let worker = &mut workers[ready[who]];
+                let count = *runs.get(&worker.name).unwrap_or(&1);
+                (worker.name.clone(), worker.time(count)?)
+            };
+            if round == 0 {
+                let once = ms.first().copied().unwrap_or(1.0).max(1e-3);
+                runs.insert(name, ((turn_ms / once) as usize).clamp(1, 500));
+            } else {
+                times.entry(name).or_default().extend(ms);
+            }
+        }
+    }
+    cell.engines = times.into_iter().map(|(name, ms)| (name, summary(ms))).collect();
+    Ok(cell)
+}
+
+/// Rounds of a cell.
+const ROUNDS: usize = 8;
+
+fn time(session: &mut Session, images: &[f32], logits: &mut [f32], runs: usize) -> Result<Vec<f64>> {
+    session.run(images, logits)?;
+    let mut times = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        let start = Instant::now();
+        session.run(images, logits)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
+}
+
+fn summary(mut ms: Vec<f64>) -> Times {
+    ms.sort_by(f64::total_cmp);
+    let rank = |percent: usize| ms[(ms.len() * percent).div_ceil(100).max(1) - 1];
+    Times { p50_ms: rank(50), p90_ms: rank(90) }
+}
+
+/// Lets every engine compile the network and compares its result with ours; the indices of those that agree.
+fn load(
+    subject: &Subject,
+    images: &[f32],
+    logits: &[f32],
+    workers: &mut [Worker],
+    cell: &mut Cell,
+) -> Result<Vec<usize>> {
+    let mut ready = Vec::new();
+    if workers.is_empty() {
+        return Ok(ready);
+    }
+    let folder = crate::options::root().join("target/peers");
+    let model = folder.join("model.safetensors");
+    Artifact::new(subject.model.clone()).save(&model)?;
+    let input = folder.join("images.f32");
+    std::fs::write(&input, images.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+    for (index, worker) in workers.iter_mut().enumerate() {
+        let loaded = worker.load(&model, &input, cell.batch, &folder.join("logits.f32"));
+        match loaded.and_then(|found| difference(&found, logits)) {
+            Ok(error) if error <= TOLERANCE => {
+                cell.max_error = cell.max_error.max(error);
+                ready.push(index);
+            }
+            Ok(error) => {
+                cell.failures.insert(worker.name.clone(), format!("its result differs by {error:.1e}"));
+            }
+            Err(error) => {
+                cell.failures.insert(worker.name.clone(), format!("{error:#}"));
+            }
+        }
+    }
+    // One engine that differs is its problem; if all do, it is ours.
+    ensure!(!ready.is_empty(), "no engine gives what we give: {:?}", cell.failures);
+    Ok(ready)
+}
+
+/// Largest difference, relative to the largest expected number.
+fn difference(found: &[f32], expected: &[f32]) -> Result<f64> {
+    ensure!(found.len() == expected.len(), "{} numbers, expected {}", found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+    ensure!(largest > 0.0 && largest.is_finite(), "the largest result is {largest}");
+    let worst = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+    Ok(worst.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }) / largest)
+}
+
+/// Cells of finished runs of this commit, so that a run that was stopped goes on.
+struct Store {
+    path: PathBuf,
+    cells: Vec<Cell>,
+}
+
+impl Store {
+    fn open(options: &Options, with_peers: bool) -> Result<Self> {
+        let what = if with_peers { "peers" } else { "nets" };
+        let name = format!("{what}-{}-{}s.jsonl", commit(), options.seconds());
+        let path = folder()?.join(name);
+        if options.fresh && path.exists() {
+            std::fs::remove_file(&path)?;
+        }
+        let text = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
+        // A line that was cut off by a kill is measured again. A network of the user may change behind its name.
+        let own = options.model.is_some();
+        let cells =
+            text.lines().filter(|_| !own).filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Ok(Self { path, cells })
+    }
+
+    fn find(&self, subject: &Subject, batch: usize, threads: usize) -> Option<Cell> {
+        let same = |cell: &&Cell| {
+            cell.net == subject.name
+                && cell.form == subject.form
+                && cell.batch == batch
+                && cell.threads == threads
+        };
+        self.cells.iter().find(same).cloned()
+    }
+
+    fn keep(&mut self, cell: &Cell) -> Result<()> {
+        append(&self.path, &serde_json::to_string(cell)?)
+    }
+}
+
+fn append(path: &Path, line: &str) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{line}").with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_relative_and_nan_is_one() {
+        assert_eq!(difference(&[1.0, -3.0], &[1.0, -4.0]).unwrap(), 0.25);
+        assert!(difference(&[f32::NAN, 1.0], &[1.0, 1.0]).unwrap().is_nan());
+        assert!(difference(&[1.0], &[0.0]).is_err() && difference(&[1.0], &[1.0, 2.0]).is_err());
+    }
+
+    #[test]
+    fn summaries_are_nearest_ranks() {
+        let times = summary((1..=10).rev().map(f64::from).collect());
+        assert_eq!((times.p50_ms, times.p90_ms), (5.0, 9.0));
+        assert_eq!(summary(vec![3.0]), Times { p50_ms: 3.0, p90_ms: 3.0 });
+    }
+}

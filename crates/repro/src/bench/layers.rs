@@ -1,0 +1,120 @@
+//! Every distinct layer of the networks alone.
+
+use super::Options;
+use super::subject::{images, subjects};
+use anyhow::{Context as _, Result, ensure};
+use cofilter_graph::{Graph, Model, Op, Shape};
+use cofilter_runtime::{Options as PlanOptions, Plan, Team, reference};
+use comfy_table::{Table, presets};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Largest error of a layer relative to its largest result: Winograd's bound.
+const TOLERANCE: f64 = 1e-4;
+
+/// Times the layers and prints GFLOP/s and the share of the measured peak.
+pub(super) fn run(options: &Options) -> Result<()> {
+    let subjects = subjects(options)?;
+    for threads in options.thread_counts() {
+        let peak = cofilter_runtime::yardstick::fma_gflops(threads);
+        let team = Arc::new(Team::new(threads)?);
+        println!("\n{threads} thread(s), measured peak {peak:.0} GFLOP/s");
+        let mut seen = BTreeSet::new();
+        for batch in options.batches() {
+            let mut table = Table::new();
+            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+            table.set_header(["layer", "batch", "us", "GFLOP/s", "of the peak", "error", "how"]);
+            for subject in &subjects {
+                for layer in layers(&subject.model)? {
+                    if !seen.insert(format!("{} batch {batch}", layer.title)) {
+                        continue;
+                    }
+                    let row = measure(&layer, batch, threads, &team, options.seconds() / 4.0)
+                        .with_context(|| format!("{} {}", subject.name, layer.title))?;
+                    table.add_row(row.cells(&layer, batch, peak));
+                }
+            }
+            println!("{table}");
+        }
+    }
+    Ok(())
+}
+
+/// A network of one layer.
+struct Layer {
+    title: String,
+    model: Model,
+}
+
+/// The convolutions and fully connected layers of a network, each as a network.
+fn layers(model: &Model) -> Result<Vec<Layer>> {
+    let graph = model.graph();
+    let mut found = Vec::new();
+    for (id, node) in graph.iter() {
+        let Some(from) = node.inputs().first().map(|input| graph.node(*input).shape()) else { continue };
+        let mut b = Graph::builder();
+        let x = b.input("data", from)?;
+        let (y, what) = match node.op() {
+            Op::Conv2d(c) => {
+                let groups = if c.groups == 1 { String::new() } else { format!(" groups {}", c.groups) };
+                let what = format!("{}x{}/{}{groups}", c.kernel[0], c.kernel[1], c.stride[0]);
+                (b.conv2d("layer", x, c.clone())?, what)
+            }
+            Op::Linear(l) => (b.linear("layer", x, l.out_features)?, "fc".into()),
+            _ => continue,
+        };
+        let one = Model::init(b.finish(&[y])?, &Default::default(), 1)?;
+        ensure!(model.tensors(id).len() <= 2, "{}: more than weight and bias", node.name());
+        let shape = |shape: Shape| shape.to_string();
+        found.push(Layer { title: format!("{what} {} > {}", shape(from), shape(node.shape())), model: one });
+    }
+    Ok(found)
+}
+
+struct Row {
+    us: f64,
+    gflops: f64,
+    error: f64,
+    how: String,
+}
+
+impl Row {
+    fn cells(&self, layer: &Layer, batch: usize, peak: f64) -> [String; 7] {
+        [
+            layer.title.clone(),
+            batch.to_string(),
+            format!("{:.1}", self.us),
+            format!("{:.0}", self.gflops),
+            format!("{:.0} %", 100.0 * self.gflops / peak),
+            format!("{:.0e}", self.error),
+            self.how.clone(),
+        ]
+    }
+}
+
+fn measure(layer: &Layer, batch: usize, threads: usize, team: &Arc<Team>, seconds: f64) -> Result<Row> {
+    let options = PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
+    let plan = Plan::compile(&layer.model, &options)?;
+    let mut session = plan.session();
+    let images = images(batch * plan.input_len());
+    let mut logits = vec![f32::NAN; batch * plan.output_len()];
+    session.run(&images, &mut logits)?;
+    let expected = reference::run(&layer.model, &images[..plan.input_len()])?;
+    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let worst = logits.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+    let error = worst / largest;
+    ensure!(error <= TOLERANCE, "differs from the reference by {error:e}");
+    // Copies of images and result count for nothing here: the step alone.
+    let mut times = Vec::new();
+    let (step, start) = (plan.steps().iter().position(|s| s.macs > 0).context("no layer")?, Instant::now());
+    while times.len() < 5 || start.elapsed().as_secs_f64() < seconds {
+        times.push(session.profile(&images)?.steps[step].time_us);
+    }
+    times.sort_by(f64::total_cmp);
+    let us = times[times.len() / 2];
+    let info = &plan.steps()[step];
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let gflops = 2e-3 * (info.macs * batch) as f64 / us;
+    Ok(Row { us, gflops, error, how: info.algorithm.clone() })
+}

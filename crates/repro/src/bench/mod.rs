@@ -1,0 +1,121 @@
+//! Speed of layers and networks, against the machine's peak and against other engines. No figure is given whose output was not
+//! checked.
+
+mod cell;
+mod layers;
+mod peers;
+mod subject;
+mod table;
+mod tune;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// Every distinct convolution and fully connected layer of the networks: GFLOP/s and share of the measured peak
+    Layers(Options),
+    /// Networks in our runtime alone, with their distance to the roofline
+    Nets(Options),
+    /// Networks in our runtime, ONNX Runtime, OpenVINO and PyTorch (f32 all), interleaved in one run
+    Peers(Options),
+    /// Measure what every way of computing the layers costs here, and keep it for plans
+    Tune(Options),
+}
+
+/// Which cells, and for how long.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Batch 1 and 8 and a short time for each cell
+    #[arg(long)]
+    quick: bool,
+    /// Only networks whose name contains this
+    #[arg(long, default_value = "")]
+    net: String,
+    /// Only `dense` or `low-rank`
+    #[arg(long, value_parser = ["dense", "low-rank"])]
+    form: Option<String>,
+    /// Batch sizes [default: 1,8,32, quick: 1,8]
+    #[arg(long, value_delimiter = ',')]
+    batch: Vec<usize>,
+    /// Numbers of threads [default: 1 and the number of cores]
+    #[arg(long, value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Seconds of timing for each cell and engine [default: 1.2, quick: 0.25]
+    #[arg(long)]
+    budget: Option<f64>,
+    /// A network of your own, an artifact (`.safetensors`), instead of the built-in ones
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Write the cells to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write `docs/results.md` instead of `target/bench/results.md`
+    #[arg(long)]
+    write: bool,
+    /// Forget the cells of earlier runs of this commit
+    #[arg(long)]
+    fresh: bool,
+    /// Python environment with the engines, instead of one that is set up in `target/peers`
+    #[arg(long)]
+    venv: Option<PathBuf>,
+}
+
+impl Options {
+    fn batches(&self) -> Vec<usize> {
+        match (self.batch.is_empty(), self.quick) {
+            (false, _) => self.batch.clone(),
+            (true, false) => vec![1, 8, 32],
+            (true, true) => vec![1, 8],
+        }
+    }
+
+    fn thread_counts(&self) -> Vec<usize> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        match self.threads.is_empty() {
+            false => self.threads.clone(),
+            true if cores == 1 => vec![1],
+            true => vec![1, cores],
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.budget.unwrap_or(if self.quick { 0.25 } else { 1.2 })
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(!self.batch.contains(&0), "--batch: expected sizes above 0");
+        ensure!(self.threads.iter().all(|t| (1..=1024).contains(t)), "--threads: expected 1..=1024");
+        ensure!(self.budget.is_none_or(|s| s > 0.0 && s.is_finite()), "--budget: expected seconds above 0");
+        if let Some(model) = &self.model {
+            ensure!(
+                model.extension().is_some_and(|e| e == "safetensors"),
+                "{}: expected an artifact (.safetensors); ONNX cannot be read yet",
+                model.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Folder for what benches keep between runs.
+fn folder() -> Result<PathBuf> {
+    let folder = crate::options::root().join("target/bench");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder)
+}
+
+/// Runs a bench.
+///
+/// # Errors
+/// For options that make no sense, a network that cannot be compiled, or an engine that gives another result.
+pub fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Layers(options) => options.check().and_then(|()| layers::run(options)),
+        Bench::Nets(options) => options.check().and_then(|()| cell::run(options, false)),
+        Bench::Peers(options) => options.check().and_then(|()| cell::run(options, true)),
+        Bench::Tune(options) => options.check().and_then(|()| tune::run(options)),
+    }
+}

@@ -1,0 +1,156 @@
+//! Other engines, each in a process of its own that is stopped while it is not its turn.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// Versions of the engines.
+const REQUIREMENTS: &str = include_str!("../../peers/requirements.txt");
+const WORKER: &str = include_str!("../../peers/worker.py");
+
+/// The engines, by the name that tables give them.
+pub(super) const ENGINES: [&str; 4] = ["onnxruntime", "openvino", "torch", "torch-channels-last"];
+
+/// Python and the worker's text in a folder of ours; sets up the environment if it is not there.
+pub(super) fn set_up(venv: Option<&Path>) -> Result<Kit> {
+    let folder = crate::options::root().join("target/peers");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let script = folder.join("worker.py");
+    std::fs::write(&script, WORKER).with_context(|| script.display().to_string())?;
+    let requirements = folder.join("requirements.txt");
+    std::fs::write(&requirements, REQUIREMENTS)?;
+    if let Some(venv) = venv {
+        let python = venv.join("bin/python");
+        ensure!(python.exists(), "--venv {}: no bin/python there", venv.display());
+        return Ok(Kit { python, script });
+    }
+    let venv = folder.join("venv");
+    let python = venv.join("bin/python");
+    let digest: String = Sha256::digest(REQUIREMENTS).iter().map(|b| format!("{b:02x}")).collect();
+    let marker = folder.join("installed");
+    if std::fs::read_to_string(&marker).ok().as_deref() != Some(digest.as_str()) {
+        eprintln!("setting up the engines in {} (some minutes, once)", venv.display());
+        execute(Command::new("python3").args(["-m", "venv"]).arg(&venv), "python3 -m venv")?;
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements);
+        execute(&mut pip, "pip install (needs the network)")?;
+        std::fs::write(&marker, digest)?;
+    }
+    Ok(Kit { python, script })
+}
+
+fn execute(command: &mut Command, what: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {what}"))?;
+    ensure!(status.success(), "{what}: {status}");
+    Ok(())
+}
+
+/// What a worker is started from.
+pub(super) struct Kit {
+    python: PathBuf,
+    script: PathBuf,
+}
+
+/// An engine with a number of threads.
+pub(super) struct Worker {
+    pub(super) name: String,
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    pub(super) fn start(kit: &Kit, engine: &str, threads: usize) -> Result<Self> {
+        let mut command = Command::new(&kit.python);
+        command.arg(&kit.script).args([engine, &threads.to_string()]);
+        Self::spawn(command, engine)
+    }
+
+    fn spawn(mut command: Command, name: &str) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = child.with_context(|| format!("cannot start {name}"))?;
+        let commands = child.stdin.take().context("a worker without input")?;
+        let answers = BufReader::new(child.stdout.take().context("a worker without output")?);
+        Ok(Self { name: name.to_owned(), child, commands, answers })
+    }
+
+    /// Compiles a network and runs it once on the images of a file.
+    pub(super) fn load(
+        &mut self,
+        model: &Path,
+        images: &Path,
+        batch: usize,
+        logits: &Path,
+    ) -> Result<Vec<f32>> {
+        self.ask(&json!({"load": model, "images": images, "batch": batch, "logits": logits}))?;
+        let bytes = std::fs::read(logits).with_context(|| logits.display().to_string())?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// Milliseconds of some runs after one that does not count.
+    pub(super) fn time(&mut self, runs: usize) -> Result<Vec<f64>> {
+        let answer = self.ask(&json!({"time": runs}))?;
+        let times =
+            answer["ms"].as_array().with_context(|| format!("{}: no times in {answer}", self.name))?;
+        Ok(times.iter().filter_map(Value::as_f64).collect())
+    }
+
+    fn ask(&mut self, command: &Value) -> Result<Value> {
+        self.signal("CONT")?;
+        writeln!(self.commands, "{command}").with_context(|| format!("{} has ended", self.name))?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let answer: Value =
+            serde_json::from_str(&line).with_context(|| format!("{}: answered `{line}`", self.name))?;
+        // Threads that spin after a run must not disturb the others.
+        self.signal("STOP")?;
+        match answer["error"].as_str() {
+            Some(error) => bail!("{}: {error}", self.name),
+            None => Ok(answer),
+        }
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        let id = self.child.id().to_string();
+        execute(Command::new("kill").args(["-s", signal, &id]), "kill")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Nothing to be done about a process that is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Worker {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Worker::spawn(command, "engine").unwrap()
+    }
+
+    #[test]
+    fn a_worker_answers_line_by_line() {
+        let mut worker = shell(r#"while read line; do echo '{"ms": [1.5, 2.5]}'; done"#);
+        assert_eq!(worker.time(2).unwrap(), [1.5, 2.5]);
+        assert_eq!(worker.time(2).unwrap(), [1.5, 2.5]);
+    }
+
+    #[test]
+    fn errors_and_silence_name_the_engine() {
+        let mut worker = shell(r#"read line; echo '{"error": "no such op"}'"#);
+        assert_eq!(worker.time(1).unwrap_err().to_string(), "engine: no such op");
+        let mut worker = shell("read line; exit 3");
+        assert!(worker.time(1).unwrap_err().to_string().contains("engine"));
+        let mut worker = shell(r#"read line; echo '{"ms": 3}'; read line"#);
+        assert!(worker.time(1).unwrap_err().to_string().contains("no times"));
+    }
+}
