@@ -49,7 +49,8 @@ impl CostTable {
         if table.tier != tier {
             return Err(fail(format!("expected times of the tier `{tier}`, found `{}`", table.tier)));
         }
-        if let Some((layer, _)) = table.layers.iter().find(|(_, forms)| forms.values().any(|us| us.is_nan() || *us <= 0.0))
+        if let Some((layer, _)) =
+            table.layers.iter().find(|(_, forms)| forms.values().any(|us| us.is_nan() || *us <= 0.0))
         {
             return Err(fail(format!("layer `{layer}`: expected times above 0")));
         }

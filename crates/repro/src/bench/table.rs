@@ -80,15 +80,16 @@ fn markdown(report: &Report, with_peers: bool) -> String {
             y.threads, y.fma_gflops, y.read_gbps
         );
     }
-    text += "\nMedian milliseconds of a run of the whole batch, engines interleaved round by round in one run, all in single precision, \
-             all with the same weights (seeded random numbers) and images; every engine's result was compared with ours before it was timed \
-             (`error`: the largest difference relative to the largest logit). `roofline` adds up, layer by layer, the larger one of \
-             multiply-adds over the measured peak (without what Winograd's method saves) and, for fully connected layers, weights over the \
-             measured bandwidth; `x roof` is our time over it. Our plans choose the form of each layer by times measured before on the same machine. \
-             Low-rank networks: every convolution but the first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at \
-             124/106/128.\n";
+    text += "\nMedian milliseconds of a run of the whole batch, engines interleaved round by round in one run, all in single \
+             precision, all with the same weights (seeded random numbers) and images; every engine's result was compared with \
+             ours before it was timed (`error`: the largest difference relative to the largest logit). `roofline` adds up, layer \
+             by layer, the larger one of multiply-adds over the measured peak (without what Winograd's method saves) and, for \
+             fully connected layers, weights over the measured bandwidth; `x roof` is our time over it. Our plans choose the \
+             form of each layer by times measured before on the same machine. Low-rank networks: every convolution but the \
+             first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at 124/106/128.\n";
     if with_peers {
-        text += "`ratio` is the time of the fastest other engine over ours: above 1 we are faster. Cells that we lose are marked **lost**.\n\n";
+        text += "`ratio` is the time of the fastest other engine over ours: above 1 we are faster. Cells that we lose are \
+                 marked **lost**.\n\n";
         for form in ["dense", "low-rank"] {
             let cells: Vec<&Cell> = report.cells.iter().filter(|c| c.form == form).collect();
             let ratios: Vec<f64> = cells.iter().filter_map(|c| ratio(c)).collect();

@@ -28,6 +28,7 @@ fn oracle(
     let (group_in, group_out) = (inputs / groups, outputs / groups);
     let mut dst = Vec::new();
     for n in 0..case.images {
+        #[expect(clippy::needless_range_loop, reason = "indices as in the formula")]
         for o in 0..outputs {
             for y in 0..out[0] {
                 for x in 0..out[1] {
