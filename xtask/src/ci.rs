@@ -3,6 +3,7 @@
 use crate::run::{cargo, run};
 use crate::tidy;
 use anyhow::{Context as _, Result};
+use std::process::Command;
 use std::time::Instant;
 
 /// All tests of the workspace; extra arguments go to `cargo test`.
@@ -23,6 +24,8 @@ pub(crate) fn ci(with_tests: bool) -> Result<()> {
     if with_tests {
         step("test", || test(&[]))?;
     }
+    step("tiers", tiers)?;
+    step("arm", arm)?;
     for experiment in ["lenet", "speed"] {
         step(&format!("reproduce {experiment} --quick"), || {
             let out = format!("target/ci/{experiment}");
@@ -30,6 +33,49 @@ pub(crate) fn ci(with_tests: bool) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The tests of what computes on the processor, on every tier but the best one, on which `test` runs them.
+pub(crate) fn tiers() -> Result<()> {
+    for tier in ["avx2", "portable"] {
+        println!("COFILTER_CPU={tier}");
+        let mut suite = cargo(&["test", "--quiet", "--package", "cofilter-runtime", "--test", "suite"]);
+        run(suite.env("COFILTER_CPU", tier))?;
+    }
+    Ok(())
+}
+
+const ARM: &str = "aarch64-unknown-linux-gnu";
+const ARM_LINKER: &str = "aarch64-linux-gnu-gcc";
+const ARM_EMULATOR: &str = "qemu-aarch64";
+
+/// Checks the code for ARM; a part for which this machine lacks the tools is named.
+pub(crate) fn arm() -> Result<()> {
+    if !starts("rustup") {
+        println!("skipped: no rustup to add the target {ARM} with");
+        return Ok(());
+    }
+    run(Command::new("rustup").args(["target", "add", ARM]))?;
+    let packages = ["--target", ARM, "--package", "cofilter-kernels", "--package", "cofilter-runtime"];
+    run(cargo(&["clippy", "--quiet", "--all-targets"]).args(packages).args(["--", "-D", "warnings"]))?;
+    if let Some(missing) = [ARM_LINKER, ARM_EMULATOR].iter().find(|tool| !starts(tool)) {
+        println!("skipped: no {missing} to run the tests for {ARM} with");
+        return Ok(());
+    }
+    let emulated = |args: &[&str]| {
+        let mut command = cargo(&["test", "--quiet", "--target", ARM]);
+        command.args(args).env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", ARM_LINKER);
+        let runner = format!("{ARM_EMULATOR} -L /usr/aarch64-linux-gnu");
+        run(command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner))
+    };
+    emulated(&["--package", "cofilter-kernels", "--lib"])?;
+    // The whole suite would take an emulator an hour.
+    emulated(&["--package", "cofilter-runtime", "--test", "suite", "fixtures", "forms"])
+}
+
+/// Whether a program is there.
+fn starts(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

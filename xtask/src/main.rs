@@ -17,6 +17,8 @@ cargo xtask COMMAND
   bench WHAT [OPTIONS]              speed: layers, nets, peers (other engines), tune (`cargo xtask bench --help`)
   test [ARGS]                       all tests; ARGS go to `cargo test`
   ci [--without-tests]              what CI runs: fmt, tidy, clippy, docs, tests, the quick reproduction
+  tiers                             the tests of kernels and runtime on every tier of this machine
+  arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
   tidy                              line budgets, fixture hashes, and what no compiler checks
   fixtures [--write]                check (or rewrite) fixtures/SHA256SUMS
   data [FOLDER]                     tell what data sets lie in FOLDER (../shared/data if left out), and check them
@@ -45,6 +47,8 @@ fn dispatch(args: &[String]) -> Result<()> {
         ("test", _) => ci::test(rest),
         ("ci", []) => ci::ci(true),
         ("ci", ["--without-tests"]) => ci::ci(false),
+        ("tiers", []) => ci::tiers(),
+        ("arm", []) => ci::arm(),
         ("tidy", []) => tidy::tidy(),
         ("fixtures", []) => fixtures::check(),
         ("fixtures", ["--write"]) => fixtures::write(),

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use crate::blocked::lanes::{self, Kernel, Lanes};
 use crate::gemm::panel::{self, Columns, Spread};
 use crate::gemm::tile::{self, Tile};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Simd};
@@ -46,6 +48,8 @@ enum Set {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -68,6 +72,8 @@ impl Tier {
                 Set::Avx512 => lanes::Avx512::call(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => lanes::Avx2::call(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Set::Neon => lanes::Neon::call(kernel),
                 Set::Portable => lanes::Portable::call(kernel),
             }
         }
@@ -212,8 +218,11 @@ macro_rules! tier {
 #[cfg(target_arch = "x86_64")]
 tier!(avx512, Avx512, target_feature(enable = "avx512f"), || is_x86_feature_detected!("avx512f"));
 #[cfg(target_arch = "x86_64")]
-tier!(avx2, Avx2, target_feature(enable = "avx2,fma"), || is_x86_feature_detected!("avx2")
-    && is_x86_feature_detected!("fma"));
+tier!(avx2, Avx2, target_feature(enable = "avx2,fma,f16c"), || is_x86_feature_detected!("avx2")
+    && is_x86_feature_detected!("fma")
+    && is_x86_feature_detected!("f16c"));
+#[cfg(target_arch = "aarch64")]
+tier!(neon, Neon, target_feature(enable = "neon"), || std::arch::is_aarch64_feature_detected!("neon"));
 tier!(portable, Portable, inline, || true);
 
 /// Every tier compiled in, best first. The last one runs anywhere.
@@ -222,6 +231,8 @@ static TIERS: &[&Tier] = &[
     &avx512::TIER,
     #[cfg(target_arch = "x86_64")]
     &avx2::TIER,
+    #[cfg(target_arch = "aarch64")]
+    &neon::TIER,
     &portable::TIER,
 ];
 
@@ -257,7 +268,7 @@ fn choose(wanted: Option<&str>) -> (&'static Tier, Option<String>) {
     (best, Some(complaint))
 }
 
-/// Name of the instruction tier that the product kernels run on: `avx512`, `avx2` or `portable`.
+/// Name of the instruction tier that the product kernels run on: `avx512`, `avx2`, `neon` or `portable`.
 ///
 /// It is the best one that the machine has, unless the environment variable `COFILTER_CPU` names another; a
 /// name that is unknown, or not supported by the machine, is answered by one line on standard error and the

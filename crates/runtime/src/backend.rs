@@ -29,14 +29,14 @@ pub struct StepInfo {
     pub result: cofilter_graph::Shape,
     /// Multiply-accumulate operations for one image.
     pub macs: usize,
-    /// Bytes of weights and biases, without the padding that packing may add.
+    /// Bytes of weights and biases as the backend keeps them: padded, transformed or rounded.
     pub weight_bytes: usize,
 }
 
 /// Bytes that a plan and one session of it hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights and biases, shared by all sessions.
+    /// Weights and biases as they are kept, shared by all sessions.
     pub weight_bytes: usize,
     /// Intermediate values of one session.
     pub arena_bytes: usize,

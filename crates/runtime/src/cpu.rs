@@ -36,7 +36,7 @@ impl Executor {
         let layout = Layout::new(program, units, options.batch);
         let (steps, infos) = kernel::steps(program, units, &layout, options);
         let owners = layout.work.iter().map(Work::unit).collect();
-        let input_len = program.source().graph().input_shape().elements();
+        let input_len = program.input().elements();
         let output_len = program.output().shape.elements();
         let arena_len = layout.arena_len;
         let sequence = Sequence::new(steps, options.batch, arena_len, input_len, output_len);

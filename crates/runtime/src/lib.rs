@@ -39,7 +39,7 @@ pub mod reference;
 mod session;
 
 pub use backend::{Memory, StepInfo};
-pub use cofilter_kernels::blocked::Team;
+pub use cofilter_kernels::blocked::{Storage, Team};
 pub use cofilter_kernels::{cpu_tier, yardstick};
 pub use costs::CostTable;
 pub use error::{Error, Result};

@@ -1,5 +1,5 @@
 use crate::{CostTable, Error, Result};
-use cofilter_kernels::blocked::Team;
+use cofilter_kernels::blocked::{Storage, Team};
 use std::sync::Arc;
 
 /// What executes a plan.
@@ -40,6 +40,9 @@ pub struct Options {
     /// Largest error of an output, relative to the largest one, that a faster algorithm may add to the rounding of a plain
     /// sum: convolutions use Winograd's only where its stated bound is below. 0 rules it out.
     pub tolerance: f32,
+    /// How the weights of fully connected layers are kept, which are read once for each run: with half of the bytes a small batch
+    /// takes half of the time. See [`Storage::error`] for what each weight loses. The reference keeps them as they are.
+    pub linear_weights: Storage,
     /// Measured times by which the way of computing each layer is chosen; without them, or for a layer that is not among them, it
     /// is estimated. Results of different ways differ in their rounding.
     pub costs: Option<Arc<CostTable>>,
@@ -55,6 +58,7 @@ impl Default for Options {
             backend: BackendKind::default(),
             team: None,
             tolerance: 1e-4,
+            linear_weights: Storage::F32,
             costs: None,
             max_memory: None,
         }

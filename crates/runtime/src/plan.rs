@@ -1,6 +1,6 @@
 use crate::backend::{Executable, Memory, StepInfo};
 use crate::{BackendKind, Error, Options, Program, Result, Session, cpu, reference};
-use cofilter_graph::Model;
+use cofilter_graph::{Model, Op};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -20,11 +20,14 @@ impl Plan {
     /// [`Error::Threads`] if the threads cannot be started, [`Error::Memory`] if it would take more than `max_memory`.
     pub fn compile(model: &Model, options: &Options) -> Result<Self> {
         options.check()?;
-        let program = Arc::new(Program::lower(model)?);
+        let program = Program::lower(model)?;
         check_size(&program, options.batch)?;
         let executable: Arc<dyn Executable> = match options.backend {
-            BackendKind::Reference => Arc::new(reference::Executor::new(&program)),
-            BackendKind::Cpu => Arc::new(cpu::Executor::new(&program, options)?),
+            BackendKind::Reference => Arc::new(reference::Executor::new(model)),
+            BackendKind::Cpu => {
+                check_storage(&program, options)?;
+                Arc::new(cpu::Executor::new(&program, options)?)
+            }
         };
         let memory = executable.memory();
         if let Some(allowed) = options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed) {
@@ -37,6 +40,7 @@ impl Plan {
             });
         }
         tracing::debug!(steps = program.steps().len(), backend = options.backend.name(), "compiled");
+        let program = Arc::new(program.without_tensors());
         Ok(Self { program, options: options.clone(), executable })
     }
 
@@ -46,7 +50,7 @@ impl Plan {
         Session::new(self.clone(), Arc::clone(&self.executable).session())
     }
 
-    /// The lowered network, as every backend gets it.
+    /// The lowered network, without its tensors.
     #[must_use]
     pub fn program(&self) -> &Program {
         &self.program
@@ -61,7 +65,7 @@ impl Plan {
     /// Values of one image: `C * H * W`.
     #[must_use]
     pub fn input_len(&self) -> usize {
-        self.program.source().graph().input_shape().elements()
+        self.program.input().elements()
     }
 
     /// Values of the main output for one image: `K`.
@@ -122,9 +126,27 @@ impl fmt::Debug for Plan {
     }
 }
 
+/// Refuses to keep a weight as a number that it is not.
+fn check_storage(program: &Program, options: &Options) -> Result<()> {
+    let linear = program.steps().iter().filter(|step| matches!(step.op, Op::Linear(_)));
+    for (step, weight) in linear.filter_map(|step| Some((step, step.tensors.first()?))) {
+        if let Some(value) = weight.data().iter().find(|value| !options.linear_weights.holds(**value)) {
+            return Err(Error::Option {
+                option: "linear_weights",
+                reason: format!(
+                    "`{}` has a weight of {value:e}, which {} cannot hold",
+                    step.nodes.first().map_or("", String::as_str),
+                    options.linear_weights.name()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a batch whose values cannot be addressed.
 fn check_size(program: &Program, batch: usize) -> Result<()> {
-    let input = program.source().graph().input_shape().elements();
+    let input = program.input().elements();
     let values = program.steps().iter().map(|step| step.result.shape.elements());
     // Borders and blocks of channels make a map at most so much larger.
     let all: usize = values.chain([input]).fold(0, usize::saturating_add);

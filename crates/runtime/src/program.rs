@@ -6,7 +6,7 @@ use cofilter_graph::{Array, Model, Op, Shape};
 /// into the step before them. Where values lie is the backend's to decide.
 #[derive(Clone, Debug)]
 pub struct Program {
-    source: Model,
+    input: Shape,
     steps: Vec<Step>,
     output: Value,
 }
@@ -19,7 +19,7 @@ pub struct Step {
     pub nodes: Vec<String>,
     /// The operation before `add` and `relu`.
     pub op: Op,
-    /// Its tensors, in slot order.
+    /// Its tensors, in slot order. A compiled plan has packed them and keeps none.
     pub tensors: Vec<Array>,
     /// What it reads.
     pub operands: Vec<Value>,
@@ -52,13 +52,21 @@ impl Program {
         let lean = cofilter_graph::for_inference(model)?;
         lean.check_finite()?;
         let (steps, output) = lower::steps(&lean);
-        Ok(Self { source: model.clone(), steps, output })
+        Ok(Self { input: model.graph().input_shape(), steps, output })
     }
 
-    /// The network as it was given.
+    /// Without the tensors, which are most of its bytes.
+    pub(crate) fn without_tensors(mut self) -> Self {
+        for step in &mut self.steps {
+            step.tensors = Vec::new();
+        }
+        self
+    }
+
+    /// Extents of an image.
     #[must_use]
-    pub fn source(&self) -> &Model {
-        &self.source
+    pub fn input(&self) -> Shape {
+        self.input
     }
 
     /// What is computed, in order.

@@ -7,7 +7,7 @@ mod map;
 mod ops;
 
 use crate::backend::{Executable, Memory, State, StepInfo};
-use crate::{Error, Program, Result};
+use crate::{Error, Result};
 use cofilter_graph::{Model, Node, NodeId, Op};
 use ops::Value;
 use std::sync::Arc;
@@ -72,8 +72,8 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    pub(crate) fn new(program: &Program) -> Self {
-        Self { model: program.source().clone() }
+    pub(crate) fn new(model: &Model) -> Self {
+        Self { model: model.clone() }
     }
 
     fn weight_bytes(&self, id: NodeId) -> usize {

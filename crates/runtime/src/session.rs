@@ -28,6 +28,37 @@ pub struct StepTime {
     pub time_us: f64,
 }
 
+impl Profile {
+    /// The steps in the JSON of Chrome's trace viewer (`chrome://tracing`, Perfetto), one event each, microseconds from the start
+    /// of the run.
+    #[must_use]
+    pub fn chrome_trace(&self) -> String {
+        let mut start = 0.0;
+        let event = |time: &StepTime| {
+            let ts = start;
+            start += time.time_us;
+            let StepInfo { nodes, algorithm, result, macs, weight_bytes } = &time.step;
+            serde_json::json!({
+                "name": nodes,
+                "cat": algorithm,
+                "ph": "X",
+                "ts": ts,
+                "dur": time.time_us,
+                "pid": 1,
+                "tid": 1,
+                "args": {
+                    "algorithm": algorithm,
+                    "result": result.to_string(),
+                    "macs": macs,
+                    "weight_bytes": weight_bytes,
+                },
+            })
+        };
+        let events: Vec<_> = self.steps.iter().map(event).collect();
+        serde_json::json!({ "displayTimeUnit": "ms", "traceEvents": events }).to_string()
+    }
+}
+
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").field("plan", &self.plan).finish_non_exhaustive()

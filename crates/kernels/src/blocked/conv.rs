@@ -122,6 +122,10 @@ impl Stage for Conv {
         &self.dst
     }
 
+    fn weight_bytes(&self) -> usize {
+        self.filters.bytes()
+    }
+
     fn jobs(&self, images: usize) -> usize {
         self.schedule.jobs(images)
     }

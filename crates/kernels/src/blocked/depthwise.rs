@@ -75,6 +75,10 @@ impl RowOp for Depthwise {
         &self.dst
     }
 
+    fn weight_bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
+
     fn cost(&self) -> usize {
         self.window.kernel[0] * self.window.kernel[1]
     }

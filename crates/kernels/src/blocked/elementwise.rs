@@ -148,6 +148,10 @@ impl RowOp for Affine {
         &self.dst
     }
 
+    fn weight_bytes(&self) -> usize {
+        size_of_val(&*self.scale) + size_of_val(&*self.shift)
+    }
+
     #[inline(always)]
     unsafe fn row<L: Lanes>(&self, memory: &Memory, _: *mut f32, image: usize, block: usize, y: usize) {
         let src = memory.at(&self.src, image, block, y as isize, 0);

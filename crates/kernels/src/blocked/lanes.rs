@@ -5,13 +5,19 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
+
+use half::{bf16, f16};
 
 /// Code that is compiled for every tier.
 pub(crate) trait Kernel {
@@ -47,6 +53,10 @@ pub(crate) trait Lanes: 'static {
     unsafe fn splat(value: f32) -> Self::Vector;
     /// Reads sixteen numbers.
     unsafe fn load(src: *const f32) -> Self::Vector;
+    /// Reads sixteen numbers kept as bfloat16.
+    unsafe fn load_bf16(src: *const bf16) -> Self::Vector;
+    /// Reads sixteen numbers kept in half precision.
+    unsafe fn load_f16(src: *const f16) -> Self::Vector;
     /// Writes sixteen numbers.
     unsafe fn store(dst: *mut f32, value: Self::Vector);
     /// `a b + c`, rounded once where the tier can.

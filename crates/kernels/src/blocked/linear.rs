@@ -1,20 +1,57 @@
 //! Fully connected layers: the weights in the order in which the source lies in memory.
 #![expect(unsafe_code, reason = "tiles read packed weights and write into shared memory")]
 
+use half::{bf16, f16};
+
 use super::lanes::{Kernel, Lanes};
 use super::memory::Memory;
-use super::micro::{self, MAX_WIDTH, Run, Start, Tile};
+use super::micro::{self, MAX_WIDTH, Run, Start, Tile, Weight};
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
 use crate::tier::{self, Tier};
 
-/// How weights are kept.
+/// How weights are kept. Products and sums are those of `f32` always: only the weights are rounded, to the nearest one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Storage {
     /// As they are.
     #[default]
     F32,
+    /// bfloat16: half of the bytes, every weight within a part of 2^-8 of itself.
+    Bf16,
+    /// Half precision: half of the bytes, every weight within a part of 2^-11 of itself, or within 2^-25 where it is below
+    /// 2^-14. Weights of 65,520 or more have no place in it.
+    F16,
+}
+
+impl Storage {
+    /// Most that a weight may differ from itself once it is kept.
+    pub fn error(self, weight: f32) -> f32 {
+        match self {
+            Self::F32 => 0.0,
+            Self::Bf16 => weight.abs() / 256.0,
+            Self::F16 => (weight.abs() / 2048.0).max(1.0 / (1 << 25) as f32),
+        }
+    }
+
+    /// Word for messages: `f32`, `bf16`, `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Bytes of a weight.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// Whether it has a place for a weight.
+    pub fn holds(self, weight: f32) -> bool {
+        self != Self::F16 || weight.abs() < 65_520.0
+    }
 }
 
 /// Weights of a fully connected layer and what follows it: `dst = relu?(weight src + bias)`.
@@ -37,24 +74,70 @@ impl Step {
     /// `dst` has size `[1, 1]`, blocked in one segment or dense.
     ///
     /// # Panics
-    /// If an extent or a length does not fit.
+    /// If an extent or a length does not fit, or the storage does not hold a weight.
     pub fn linear(weights: LinearWeights<'_>, src: &View, dst: &View, images: usize, threads: usize) -> Self {
-        Self::from_stage(Linear::new(tier::active(), weights, src, dst, images, threads))
+        Self::linear_on(tier::active(), weights, src, dst, images, threads)
+    }
+
+    fn linear_on(
+        tier: &'static Tier,
+        weights: LinearWeights<'_>,
+        src: &View,
+        dst: &View,
+        images: usize,
+        threads: usize,
+    ) -> Self {
+        match weights.storage {
+            Storage::F32 => Self::from_stage(Linear::<f32>::new(tier, weights, src, dst, images, threads)),
+            Storage::Bf16 => Self::from_stage(Linear::<bf16>::new(tier, weights, src, dst, images, threads)),
+            Storage::F16 => Self::from_stage(Linear::<f16>::new(tier, weights, src, dst, images, threads)),
+        }
     }
 }
 
-/// A cache line of numbers, so that packed weights are aligned.
+/// A cache line of numbers, so that they are aligned.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Line([f32; BLOCK]);
 
+/// Numbers that begin at a cache line.
+struct Aligned<W> {
+    numbers: Vec<W>,
+    start: usize,
+}
+
+impl<W: Weight> Aligned<W> {
+    fn new(len: usize, zero: W) -> Self {
+        let numbers = vec![zero; len + LINE];
+        let start = numbers.as_ptr().align_offset(LINE);
+        // Alignment is a matter of speed alone.
+        Self { start: if start <= LINE { start } else { 0 }, numbers }
+    }
+
+    fn as_slice(&self) -> &[W] {
+        &self.numbers[self.start..]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [W] {
+        &mut self.numbers[self.start..]
+    }
+}
+
+impl<W> std::fmt::Debug for Aligned<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} weights", self.numbers.len())
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Steps of the depth whose weights stay in the first-level cache for all images, for two blocks of outputs.
 const DEPTH: usize = 256;
 /// Bytes of weights that are worth a job of their own.
 const GRAIN: usize = 256 * 1024;
 
 #[derive(Debug)]
-struct Linear {
+struct Linear<W> {
     tier: &'static Tier,
     src: View,
     dst: View,
@@ -65,14 +148,14 @@ struct Linear {
     /// Parts of the depth: their runs, and how deep they are.
     parts: Vec<(Vec<Run>, usize)>,
     /// For each group of `at_once` blocks `[depth, at_once, BLOCK]`.
-    lines: Vec<Line>,
+    weights: Aligned<W>,
     bias: Vec<Line>,
     /// Groups of a job.
     groups: usize,
     images: usize,
 }
 
-impl Linear {
+impl<W: Weight> Linear<W> {
     fn new(
         tier: &'static Tier,
         weights: LinearWeights<'_>,
@@ -96,26 +179,21 @@ impl Linear {
         let at_once = tier.blocks.min(2);
         let (parts, order) = parts(src, DEPTH * 2 / at_once);
         let groups = outputs.div_ceil(at_once * BLOCK);
-        let mut lines = Vec::with_capacity(groups * depth * at_once);
-        for group in 0..groups {
-            for &feature in &order {
-                for block in 0..at_once {
-                    let mut line = Line([0.0; BLOCK]);
-                    for (lane, weight) in line.0.iter_mut().enumerate() {
-                        let output = (group * at_once + block) * BLOCK + lane;
-                        if output < outputs {
-                            *weight = weights.weight[output * depth + feature];
-                        }
-                    }
-                    lines.push(line);
-                }
+        let width = at_once * BLOCK;
+        let mut packed = Aligned::new(groups * depth * width, W::nearest(0.0));
+        for output in 0..outputs {
+            let row = &weights.weight[output * depth..(output + 1) * depth];
+            assert!(row.iter().all(|weight| weights.storage.holds(*weight)), "linear: too large to be kept");
+            let to = &mut packed.as_mut_slice()[output / width * depth * width + output % width..];
+            for (to, &feature) in to.iter_mut().step_by(width).zip(&order) {
+                *to = W::nearest(row[feature]);
             }
         }
         let mut bias = vec![Line([0.0; BLOCK]); groups * at_once];
         for (output, value) in weights.bias.into_iter().flatten().enumerate() {
             bias[output / BLOCK].0[output % BLOCK] = *value;
         }
-        let bytes = (depth * at_once * BLOCK * size_of::<f32>()).max(1);
+        let bytes = (depth * width * size_of::<W>()).max(1);
         let most = if threads == 1 { groups } else { groups.div_ceil(4 * threads) };
         let per_job = GRAIN.div_ceil(bytes).max(most).clamp(1, groups.max(1));
         Self {
@@ -126,7 +204,7 @@ impl Linear {
             at_once,
             depth,
             parts,
-            lines,
+            weights: packed,
             bias,
             groups: per_job,
             images,
@@ -183,7 +261,7 @@ fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usize>) {
     (parts, order)
 }
 
-impl Stage for Linear {
+impl<W: Weight> Stage for Linear<W> {
     fn reads(&self) -> Vec<&View> {
         vec![&self.src]
     }
@@ -194,6 +272,10 @@ impl Stage for Linear {
 
     fn scratch_len(&self) -> usize {
         self.images * self.width()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        size_of_val(self.weights.as_slice()) + size_of_val(&*self.bias)
     }
 
     fn jobs(&self, _images: usize) -> usize {
@@ -212,7 +294,7 @@ impl Stage for Linear {
     }
 }
 
-impl Linear {
+impl<W: Weight> Linear<W> {
     /// Copies the results of a group to their place.
     ///
     /// # Safety
@@ -233,27 +315,28 @@ impl Linear {
 }
 
 /// A group of outputs of all images.
-struct Group<'a> {
-    linear: &'a Linear,
+struct Group<'a, W> {
+    linear: &'a Linear<W>,
     group: usize,
     images: usize,
     memory: &'a Memory,
     sums: *mut f32,
 }
 
-impl Kernel for Group<'_> {
+impl<W: Weight> Kernel for Group<'_, W> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { linear, group, images, memory, sums } = self;
         let width = linear.width();
-        let mut line = group * linear.depth * linear.at_once;
+        let mut weights = linear.weights.as_slice()[group * linear.depth * width..].as_ptr();
         let bias = linear.bias[group * linear.at_once..].as_ptr().cast::<f32>();
         let most = (L::SUMS / linear.at_once).min(MAX_WIDTH);
         let mut first = true;
         for (index, (runs, depth)) in linear.parts.iter().enumerate() {
             let last = index + 1 == linear.parts.len();
+            let after = weights.wrapping_add(depth * width);
             let mut image = 0;
             while image < images {
                 let count = if images - image < most { images - image } else { most };
@@ -265,11 +348,8 @@ impl Kernel for Group<'_> {
                     row_step: 0,
                     src: memory.at(&linear.src, image, 0, 0, 0),
                     runs,
-                    weight: linear.lines[line..].as_ptr().cast(),
-                    next: linear.lines[line..]
-                        .as_ptr()
-                        .cast::<f32>()
-                        .wrapping_add(depth * linear.at_once * BLOCK),
+                    weight: weights,
+                    next: after.cast(),
                     start: if first { Start::Bias(bias) } else { Start::Result },
                     dst: sums.wrapping_add(image * width),
                     dst_row: 0,
@@ -279,11 +359,85 @@ impl Kernel for Group<'_> {
                     relu: last && linear.relu,
                 };
                 // SAFETY: the source has these images, the sums have room for them.
-                unsafe { micro::multiply::<L>(&tile) };
+                unsafe { micro::multiply_row::<L, W>(&tile) };
                 image += count;
             }
-            line += depth * linear.at_once;
+            weights = after;
             first = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocked::testing::{noise, pack, run, unpack};
+    use crate::tier::available;
+
+    /// Maps of odd extents with and without a border, planes, few and many outputs, more images than fit the registers.
+    #[test]
+    fn every_storage_equals_the_formula_with_its_rounded_weights() {
+        let sources = [
+            View::blocked(16, &[37], [1, 1], [0, 0]),
+            View::blocked(16, &[20, 5], [3, 2], [1, 1]),
+            View::planar(16, 3, [4, 5], [0, 0], 1),
+            View::blocked(16, &[96], [6, 6], [0, 0]),
+        ];
+        for (src, outputs, images) in
+            sources.iter().flat_map(|src| [(1, 1), (16, 3), (45, 17), (70, 32)].map(|(o, n)| (src, o, n)))
+        {
+            let depth = src.channels() * src.size[0] * src.size[1];
+            let dst = View::blocked(src.extent(images).end.next_multiple_of(16), &[outputs], [1, 1], [0, 0]);
+            let mut arena = vec![f32::NAN; dst.extent(images).end + 16];
+            let (x, weight, bias) = (noise(images * depth, 1), noise(outputs * depth, 2), noise(outputs, 3));
+            pack(src, images, &x, &mut arena);
+            for (storage, tier) in [Storage::F32, Storage::Bf16, Storage::F16]
+                .iter()
+                .flat_map(|storage| available().map(move |tier| (*storage, tier)))
+            {
+                let weights =
+                    LinearWeights { weight: &weight, bias: Some(&bias), relu: outputs == 16, storage };
+                let make = |threads| vec![Step::linear_on(tier, weights, src, &dst, images, threads)];
+                let memory = run(make, images, &arena);
+                for (i, found) in unpack(&dst, images, &memory).iter().enumerate() {
+                    let (image, output) = (i / outputs, i % outputs);
+                    let mut sum = f64::from(bias[output]);
+                    let mut bound = 1e-6 * depth as f64;
+                    for k in 0..depth {
+                        let (w, x) = (weight[output * depth + k], x[image * depth + k]);
+                        sum += f64::from(w) * f64::from(x);
+                        bound += f64::from(storage.error(w)) * f64::from(x.abs());
+                    }
+                    let expected = if outputs == 16 { sum.max(0.0) } else { sum };
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(error <= bound, "{tier:?} {storage:?} {src:?}: {found} at {i}, not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn storages_are_as_exact_as_they_say_and_no_more() {
+        let rounded = |storage, w: f32| match storage {
+            Storage::F32 => w,
+            Storage::Bf16 => bf16::nearest(w).to_f32(),
+            Storage::F16 => f16::nearest(w).to_f32(),
+        };
+        for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
+            let mut worst = 0.0_f32;
+            for (scale, w) in (-30..15).flat_map(|e| noise(200, 7).into_iter().map(move |w| (e, w))) {
+                let w = w * 2.0_f32.powi(scale);
+                let (error, bound) = ((rounded(storage, w) - w).abs(), storage.error(w));
+                assert!(
+                    error <= bound && storage.holds(w),
+                    "{storage:?}: {w} becomes {}",
+                    rounded(storage, w)
+                );
+                worst = worst.max(error / bound.max(f32::MIN_POSITIVE));
+            }
+            assert!(storage == Storage::F32 || worst > 0.9, "{storage:?}: the bound is not sharp: {worst}");
+        }
+        assert!(!Storage::F16.holds(65_520.0) && f16::nearest(65_520.0).is_infinite());
+        assert!(Storage::F16.holds(65_519.0) && f16::nearest(65_519.0).is_finite());
     }
 }

@@ -1,6 +1,8 @@
 //! The blocks of sums in registers that convolutions and products are made of.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
+use half::{bf16, f16};
+
 use super::lanes::{Kernel, Lanes};
 use super::view::BLOCK;
 
@@ -28,7 +30,7 @@ pub(crate) enum Start {
 ///
 /// `dst[y, x, b, l] = relu?(start + sum over k of src[y row_step + x step + runs[k]] weight[k, b, l] + add)`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tile<'a> {
+pub(crate) struct Tile<'a, W = f32> {
     pub(crate) rows: usize,
     pub(crate) width: usize,
     pub(crate) blocks: usize,
@@ -39,7 +41,7 @@ pub(crate) struct Tile<'a> {
     pub(crate) src: *const f32,
     pub(crate) runs: &'a [Run],
     /// `[depth, blocks, BLOCK]`.
-    pub(crate) weight: *const f32,
+    pub(crate) weight: *const W,
     /// A line for each step of the depth that will be read soon.
     pub(crate) next: *const f32,
     pub(crate) start: Start,
@@ -51,6 +53,54 @@ pub(crate) struct Tile<'a> {
     /// First number, row stride and block stride of what is added.
     pub(crate) add: Option<(*const f32, usize, usize)>,
     pub(crate) relu: bool,
+}
+
+/// A number as weights are kept.
+pub(crate) trait Weight: Copy + Send + Sync + std::fmt::Debug + 'static {
+    /// The nearest one, ties to even.
+    fn nearest(value: f32) -> Self;
+
+    /// Reads sixteen.
+    ///
+    /// # Safety
+    /// As [`Lanes::load`].
+    unsafe fn load<L: Lanes>(src: *const Self) -> L::Vector;
+}
+
+impl Weight for f32 {
+    fn nearest(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(src: *const Self) -> L::Vector {
+        // SAFETY: handed on from the caller.
+        unsafe { L::load(src) }
+    }
+}
+
+impl Weight for bf16 {
+    fn nearest(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(src: *const Self) -> L::Vector {
+        // SAFETY: handed on from the caller.
+        unsafe { L::load_bf16(src) }
+    }
+}
+
+impl Weight for f16 {
+    fn nearest(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(src: *const Self) -> L::Vector {
+        // SAFETY: handed on from the caller.
+        unsafe { L::load_f16(src) }
+    }
 }
 
 /// Most pixels in a row of a tile.
@@ -76,12 +126,28 @@ pub(crate) unsafe fn multiply<L: Lanes>(tile: &Tile<'_>) {
             (1, STEP_2) => by_rows::<L, 1, STEP_2>(tile),
             (2, STEP_2) => by_rows::<L, 2, STEP_2>(tile),
             (3, STEP_2) => by_rows::<L, 3, STEP_2>(tile),
-            (1, 1) => by_width::<L, 1, 1, 1>(tile),
-            (2, 1) => by_width::<L, 1, 2, 1>(tile),
-            (3, 1) => by_width::<L, 1, 3, 1>(tile),
-            (1, _) => by_width::<L, 1, 1, 0>(tile),
-            (2, _) => by_width::<L, 1, 2, 0>(tile),
-            (_, _) => by_width::<L, 1, 3, 0>(tile),
+            (1, 1) => by_width::<L, f32, 1, 1, 1>(tile),
+            (2, 1) => by_width::<L, f32, 1, 2, 1>(tile),
+            (3, 1) => by_width::<L, f32, 1, 3, 1>(tile),
+            (1, _) => by_width::<L, f32, 1, 1, 0>(tile),
+            (2, _) => by_width::<L, f32, 1, 2, 0>(tile),
+            (_, _) => by_width::<L, f32, 1, 3, 0>(tile),
+        }
+    }
+}
+
+/// Computes a tile of one row and at most two blocks, whatever its weights are kept as.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+pub(crate) unsafe fn multiply_row<L: Lanes, W: Weight>(tile: &Tile<'_, W>) {
+    debug_assert!(tile.rows == 1 && tile.width * tile.blocks <= L::SUMS && tile.blocks <= 2, "{tile:?}");
+    // SAFETY: handed on from the caller.
+    unsafe {
+        match tile.blocks {
+            1 => by_width::<L, W, 1, 1, 0>(tile),
+            _ => by_width::<L, W, 1, 2, 0>(tile),
         }
     }
 }
@@ -96,7 +162,7 @@ unsafe fn by_rows<L: Lanes, const BLOCKS: usize, const STEP: usize>(tile: &Tile<
     // SAFETY: handed on from the caller.
     unsafe {
         match tile.rows {
-            1 => by_width::<L, 1, BLOCKS, STEP>(tile),
+            1 => by_width::<L, f32, 1, BLOCKS, STEP>(tile),
             2 => by_short_width::<L, 2, BLOCKS, STEP>(tile),
             3 => by_short_width::<L, 3, BLOCKS, STEP>(tile),
             _ => by_short_width::<L, 4, BLOCKS, STEP>(tile),
@@ -113,13 +179,13 @@ unsafe fn by_short_width<L: Lanes, const ROWS: usize, const BLOCKS: usize, const
     // SAFETY: handed on from the caller.
     unsafe {
         match tile.width {
-            1 => block::<L, ROWS, 1, BLOCKS, STEP>(tile),
-            2 => block::<L, ROWS, 2, BLOCKS, STEP>(tile),
-            3 => block::<L, ROWS, 3, BLOCKS, STEP>(tile),
-            4 => block::<L, ROWS, 4, BLOCKS, STEP>(tile),
-            5 => block::<L, ROWS, 5, BLOCKS, STEP>(tile),
-            6 => block::<L, ROWS, 6, BLOCKS, STEP>(tile),
-            _ => block::<L, ROWS, 7, BLOCKS, STEP>(tile),
+            1 => block::<L, f32, ROWS, 1, BLOCKS, STEP>(tile),
+            2 => block::<L, f32, ROWS, 2, BLOCKS, STEP>(tile),
+            3 => block::<L, f32, ROWS, 3, BLOCKS, STEP>(tile),
+            4 => block::<L, f32, ROWS, 4, BLOCKS, STEP>(tile),
+            5 => block::<L, f32, ROWS, 5, BLOCKS, STEP>(tile),
+            6 => block::<L, f32, ROWS, 6, BLOCKS, STEP>(tile),
+            _ => block::<L, f32, ROWS, 7, BLOCKS, STEP>(tile),
         }
     }
 }
@@ -127,24 +193,26 @@ unsafe fn by_short_width<L: Lanes, const ROWS: usize, const BLOCKS: usize, const
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn by_width<L: Lanes, const ROWS: usize, const BLOCKS: usize, const STEP: usize>(tile: &Tile<'_>) {
+unsafe fn by_width<L: Lanes, W: Weight, const ROWS: usize, const BLOCKS: usize, const STEP: usize>(
+    tile: &Tile<'_, W>,
+) {
     // SAFETY: handed on from the caller.
     unsafe {
         match tile.width {
-            1 => block::<L, ROWS, 1, BLOCKS, STEP>(tile),
-            2 => block::<L, ROWS, 2, BLOCKS, STEP>(tile),
-            3 => block::<L, ROWS, 3, BLOCKS, STEP>(tile),
-            4 => block::<L, ROWS, 4, BLOCKS, STEP>(tile),
-            5 => block::<L, ROWS, 5, BLOCKS, STEP>(tile),
-            6 => block::<L, ROWS, 6, BLOCKS, STEP>(tile),
-            7 => block::<L, ROWS, 7, BLOCKS, STEP>(tile),
-            8 => block::<L, ROWS, 8, BLOCKS, STEP>(tile),
-            9 => block::<L, ROWS, 9, BLOCKS, STEP>(tile),
-            10 => block::<L, ROWS, 10, BLOCKS, STEP>(tile),
-            11 => block::<L, ROWS, 11, BLOCKS, STEP>(tile),
-            12 => block::<L, ROWS, 12, BLOCKS, STEP>(tile),
-            13 => block::<L, ROWS, 13, BLOCKS, STEP>(tile),
-            _ => block::<L, ROWS, 14, BLOCKS, STEP>(tile),
+            1 => block::<L, W, ROWS, 1, BLOCKS, STEP>(tile),
+            2 => block::<L, W, ROWS, 2, BLOCKS, STEP>(tile),
+            3 => block::<L, W, ROWS, 3, BLOCKS, STEP>(tile),
+            4 => block::<L, W, ROWS, 4, BLOCKS, STEP>(tile),
+            5 => block::<L, W, ROWS, 5, BLOCKS, STEP>(tile),
+            6 => block::<L, W, ROWS, 6, BLOCKS, STEP>(tile),
+            7 => block::<L, W, ROWS, 7, BLOCKS, STEP>(tile),
+            8 => block::<L, W, ROWS, 8, BLOCKS, STEP>(tile),
+            9 => block::<L, W, ROWS, 9, BLOCKS, STEP>(tile),
+            10 => block::<L, W, ROWS, 10, BLOCKS, STEP>(tile),
+            11 => block::<L, W, ROWS, 11, BLOCKS, STEP>(tile),
+            12 => block::<L, W, ROWS, 12, BLOCKS, STEP>(tile),
+            13 => block::<L, W, ROWS, 13, BLOCKS, STEP>(tile),
+            _ => block::<L, W, ROWS, 14, BLOCKS, STEP>(tile),
         }
     }
 }
@@ -152,20 +220,29 @@ unsafe fn by_width<L: Lanes, const ROWS: usize, const BLOCKS: usize, const STEP:
 /// # Safety
 /// As [`multiply`], with the extents of the tile known at compile time; `STEP` 0 is any step.
 #[inline(always)]
-unsafe fn block<L: Lanes, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usize>(
-    tile: &Tile<'_>,
+unsafe fn block<
+    L: Lanes,
+    W: Weight,
+    const ROWS: usize,
+    const WIDTH: usize,
+    const BLOCKS: usize,
+    const STEP: usize,
+>(
+    tile: &Tile<'_, W>,
 ) {
     // Blocks of sums that no tier asks for are not compiled.
     if ROWS * WIDTH * BLOCKS <= L::SUMS && BLOCKS <= L::BLOCKS {
         // SAFETY: handed on from the caller.
-        unsafe { L::call(Block::<'_, ROWS, WIDTH, BLOCKS, STEP>(tile)) }
+        unsafe { L::call(Block::<'_, W, ROWS, WIDTH, BLOCKS, STEP>(tile)) }
     }
 }
 
-struct Block<'a, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usize>(&'a Tile<'a>);
+struct Block<'a, W, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usize>(
+    &'a Tile<'a, W>,
+);
 
-impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usize> Kernel
-    for Block<'_, ROWS, WIDTH, BLOCKS, STEP>
+impl<W: Weight, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usize> Kernel
+    for Block<'_, W, ROWS, WIDTH, BLOCKS, STEP>
 {
     type Output = ();
 
@@ -178,7 +255,7 @@ impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usi
         let step = if STEP == 0 { tile.step } else { STEP };
         // SAFETY: every pointer stays inside what `Tile` names.
         unsafe {
-            let mut sum = start::<L, ROWS, WIDTH, BLOCKS>(tile);
+            let mut sum = start::<L, W, ROWS, WIDTH, BLOCKS>(tile);
             let mut weight = tile.weight;
             let mut next = tile.next;
             for run in tile.runs {
@@ -188,7 +265,7 @@ impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usi
                     next = next.wrapping_add(BLOCK);
                     let mut w = [L::splat(0.0); BLOCKS];
                     for (b, w) in w.iter_mut().enumerate() {
-                        *w = L::load(weight.add(b * BLOCK));
+                        *w = W::load::<L>(weight.add(b * BLOCK));
                     }
                     for (y, sum) in sum.iter_mut().enumerate() {
                         let row = src.add(y * tile.row_step);
@@ -203,7 +280,7 @@ impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usi
                     src = src.add(1);
                 }
             }
-            finish::<L, ROWS, WIDTH, BLOCKS>(tile, &mut sum);
+            finish::<L, W, ROWS, WIDTH, BLOCKS>(tile, &mut sum);
         }
     }
 }
@@ -211,8 +288,8 @@ impl<const ROWS: usize, const WIDTH: usize, const BLOCKS: usize, const STEP: usi
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn start<L: Lanes, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize>(
-    tile: &Tile<'_>,
+unsafe fn start<L: Lanes, W, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize>(
+    tile: &Tile<'_, W>,
 ) -> [[[L::Vector; BLOCKS]; WIDTH]; ROWS] {
     // SAFETY: handed on from the caller.
     unsafe {
@@ -248,8 +325,8 @@ unsafe fn start<L: Lanes, const ROWS: usize, const WIDTH: usize, const BLOCKS: u
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn finish<L: Lanes, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize>(
-    tile: &Tile<'_>,
+unsafe fn finish<L: Lanes, W, const ROWS: usize, const WIDTH: usize, const BLOCKS: usize>(
+    tile: &Tile<'_, W>,
     sum: &mut [[[L::Vector; BLOCKS]; WIDTH]; ROWS],
 ) {
     // SAFETY: handed on from the caller.

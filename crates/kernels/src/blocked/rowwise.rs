@@ -21,6 +21,10 @@ pub(crate) trait RowOp: Send + Sync + std::fmt::Debug {
     fn scratch_len(&self) -> usize {
         0
     }
+    /// Bytes of weights that it holds.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
     /// Vectors that are read for one that is written, about.
     fn cost(&self) -> usize {
         1
@@ -67,6 +71,10 @@ impl<O: RowOp> Stage for Rowwise<O> {
 
     fn in_place(&self) -> bool {
         self.op.in_place()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.op.weight_bytes()
     }
 
     fn scratch_len(&self) -> usize {

@@ -21,6 +21,10 @@ pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
     fn scratch_len(&self) -> usize {
         0
     }
+    /// Bytes of weights that it holds, as they are packed.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
     /// Jobs for this many images.
     fn jobs(&self, images: usize) -> usize;
     /// Runs one job.
@@ -40,6 +44,11 @@ pub struct Step {
 impl Step {
     pub(crate) fn from_stage(stage: impl Stage + 'static) -> Self {
         Self { stage: Box::new(stage) }
+    }
+
+    /// Bytes of weights and biases that it holds, as they are packed.
+    pub fn weight_bytes(&self) -> usize {
+        self.stage.weight_bytes()
     }
 
     /// Jobs that may run at once for this many images.

@@ -58,8 +58,8 @@ pub struct View {
 impl View {
     /// A blocked map in the arena whose memory begins at `start`.
     ///
-    /// `segments` are counts of channels; each begins a new block. For one image the memory has
-    /// [`image_len`](Self::image_len) numbers, images follow each other.
+    /// `segments` are counts of channels; each begins a new block. Images follow each other, see
+    /// [`memory_len`](Self::memory_len).
     pub fn blocked(start: usize, segments: &[usize], size: [usize; 2], border: [usize; 2]) -> Self {
         let lanes = segments
             .iter()

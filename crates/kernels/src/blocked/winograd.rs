@@ -305,6 +305,10 @@ impl<const N: usize> Stage for Winograd<N> {
         Self::POSITIONS * (self.input_stride() + self.product_stride())
     }
 
+    fn weight_bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
+
     fn jobs(&self, images: usize) -> usize {
         self.tiles_of(images).div_ceil(self.tiles_at_once) * self.passes.len().div_ceil(self.passes_at_once)
     }

@@ -34,8 +34,17 @@ pub(super) fn cycles(program: &Program, unit: Unit, form: Form, options: &Option
 
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
-    let Op::Conv2d(conv) = &step.op else { return STEP };
     let images = options.batch as f64;
+    let conv = match &step.op {
+        Op::Conv2d(conv) => conv,
+        Op::Linear(linear) => {
+            let inputs = step.operands[0].shape.elements();
+            let compute = images * (inputs * linear.out_features.div_ceil(BLOCK)) as f64 / 2.0 / 0.9;
+            let bytes = options.linear_weights.bytes() * inputs * linear.out_features;
+            return (compute / THREADS).max(bytes as f64 / ARRIVING) + STEP;
+        }
+        _ => return STEP,
+    };
     let [height, width] = step.result.shape.spatial();
     let groups = conv.groups as f64;
     let inputs = step.operands[0].shape.channels() / conv.groups;

@@ -1,7 +1,7 @@
 //! The ways in which a convolution, or a pair of them, can be computed, and which is taken.
 
 use crate::{Options, Program, Step};
-use cofilter_graph::{Array, Conv2d, Op};
+use cofilter_graph::{Array, Conv2d, Linear, Op};
 use cofilter_kernels::blocked::{self, BLOCK, Window, WinogradTile};
 
 /// What is chosen for at once.
@@ -10,7 +10,7 @@ pub(super) enum Unit {
     /// A step.
     One(usize),
     /// A convolution whose only reader is a convolution that looks at no other row: a basis and its combination, or a vertical
-    /// and a horizontal filter.
+    /// and a horizontal filter. Or a fully connected layer whose only reader is another one.
     Two(usize, usize),
 }
 
@@ -71,17 +71,20 @@ pub(super) fn units(program: &Program) -> Vec<Unit> {
     let mut first_of: Vec<Option<usize>> = vec![None; steps.len()];
     let mut taken = vec![false; steps.len()];
     for (index, step) in steps.iter().enumerate() {
-        let Op::Conv2d(_) = &step.op else { continue };
         if step.add.is_some() || step.relu || taken[index] || program.output().id == step.result.id {
             continue;
         }
         let mut readers = (steps.iter().enumerate())
             .filter(|(_, s)| s.operands.iter().chain(&s.add).any(|operand| operand.id == step.result.id));
         let (Some((reader, second)), None) = (readers.next(), readers.next()) else { continue };
-        let Op::Conv2d(conv) = &second.op else { continue };
-        let reads =
-            second.operands[0].id == step.result.id && second.add.is_none_or(|a| a.id != step.result.id);
-        if reads && first_of[index].is_none() && blocked::Step::conv_pair_fits(&window(conv)) {
+        let fits = match (&step.op, &second.op) {
+            (Op::Conv2d(_), Op::Conv2d(conv)) => blocked::Step::conv_pair_fits(&window(conv)),
+            (Op::Linear(_), Op::Linear(_)) => true,
+            _ => false,
+        };
+        let reads = second.operands.first().is_some_and(|operand| operand.id == step.result.id)
+            && second.add.is_none_or(|a| a.id != step.result.id);
+        if fits && reads && first_of[index].is_none() {
             first_of[reader] = Some(index);
             taken[index] = true;
         }
@@ -107,8 +110,9 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
             let mut forms: Vec<Form> =
                 algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
-            // The images are planar for the first step alone.
-            if first.operands[0].id != 0 {
+            // The images are planar for the first step alone. Fully connected factors have nothing to gain: all of the first
+            // one's sums must be there before the second one begins.
+            if first.operands[0].id != 0 && matches!(first.op, Op::Conv2d(_)) {
                 forms.push(Form::Together);
             }
             if let Some(product) = multiplied(first, second) {
@@ -144,43 +148,57 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
     found
 }
 
-/// The one convolution that a basis and its 1x1 combination are, without its tensors.
+/// The one layer that a basis and its combination are, without its tensors.
 pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
-    let (Op::Conv2d(a), Op::Conv2d(b)) = (&first.op, &second.op) else { return None };
-    let point = b.kernel == [1, 1] && b.stride == [1, 1] && b.padding == [0, 0];
-    // A basis for all groups of the combination, or one for each.
-    if !point || (a.groups != b.groups && a.groups != 1) {
-        return None;
-    }
-    let filter = first.tensors[0].data().len() / a.out_channels;
+    let filter = first.tensors[0].data().len() / first.tensors[0].dims()[0];
+    let (op, macs) = match (&first.op, &second.op) {
+        (Op::Conv2d(a), Op::Conv2d(b)) => {
+            let point = b.kernel == [1, 1] && b.stride == [1, 1] && b.padding == [0, 0];
+            // A basis for all groups of the combination, or one for each.
+            if !point || (a.groups != b.groups && a.groups != 1) {
+                return None;
+            }
+            let whole = Conv2d { out_channels: b.out_channels, bias: true, ..a.clone() };
+            (Op::Conv2d(whole), second.result.shape.elements() * filter)
+        }
+        (Op::Linear(_), Op::Linear(b)) => {
+            let macs = b.out_features * filter;
+            // Far more of them than the factors have: not worth trying, nor multiplying.
+            if macs > (first.macs + second.macs) * 5 / 4 {
+                return None;
+            }
+            (Op::Linear(Linear { out_features: b.out_features, bias: true }), macs)
+        }
+        _ => return None,
+    };
     Some(Step {
         nodes: first.nodes.iter().chain(&second.nodes).cloned().collect(),
-        op: Op::Conv2d(Conv2d { out_channels: b.out_channels, bias: true, ..a.clone() }),
+        op,
         tensors: Vec::new(),
         operands: first.operands.clone(),
         add: second.add,
         relu: second.relu,
         result: second.result,
-        macs: second.result.shape.elements() * filter,
+        macs,
     })
 }
 
-/// Filters and biases of that convolution: the combination times the basis, in double precision.
+/// Weights and biases of that layer: the combination times the basis, in double precision.
 pub(super) fn product(first: &Step, second: &Step) -> Vec<Array> {
-    let (Op::Conv2d(a), Op::Conv2d(b)) = (&first.op, &second.op) else { return Vec::new() };
-    let (middle, outputs) = (a.out_channels, b.out_channels);
-    let filter = first.tensors[0].data().len() / middle;
-    let (group_middle, group_out) = (middle / b.groups, outputs / b.groups);
-    let (basis, combination) = (first.tensors[0].data(), second.tensors[0].data());
+    let (basis, combination) = (&first.tensors[0], &second.tensors[0]);
+    let (middle, outputs) = (basis.dims()[0], combination.dims()[0]);
+    let groups = if let Op::Conv2d(conv) = &second.op { conv.groups } else { 1 };
+    let filter = basis.data().len() / middle;
+    let (group_middle, group_out) = (middle / groups, outputs / groups);
     let mut weight = Vec::with_capacity(outputs * filter);
     let mut bias = Vec::with_capacity(outputs);
     for output in 0..outputs {
-        let shares = &combination[output * group_middle..(output + 1) * group_middle];
+        let shares = &combination.data()[output * group_middle..(output + 1) * group_middle];
         let start = output / group_out * group_middle;
         let mut sums = vec![0.0_f64; filter];
         let mut shift = second.tensors.get(1).map_or(0.0, |bias| f64::from(bias.data()[output]));
         for (m, share) in shares.iter().enumerate().map(|(m, share)| (start + m, f64::from(*share))) {
-            for (sum, value) in sums.iter_mut().zip(&basis[m * filter..(m + 1) * filter]) {
+            for (sum, value) in sums.iter_mut().zip(&basis.data()[m * filter..(m + 1) * filter]) {
                 *sum += share * f64::from(*value);
             }
             shift += first.tensors.get(1).map_or(0.0, |bias| share * f64::from(bias.data()[m]));
@@ -188,7 +206,7 @@ pub(super) fn product(first: &Step, second: &Step) -> Vec<Array> {
         weight.extend(sums.into_iter().map(rounded));
         bias.push(rounded(shift));
     }
-    let mut dims = first.tensors[0].dims().to_vec();
+    let mut dims = basis.dims().to_vec();
     dims[0] = outputs;
     vec![Array::new(dims, weight), Array::new(vec![outputs], bias)]
 }
@@ -202,13 +220,19 @@ fn rounded(value: f64) -> f32 {
 pub(super) fn signature(program: &Program, unit: Unit, options: &Options) -> Option<String> {
     let part = |index: usize| {
         let step = &program.steps()[index];
-        let Op::Conv2d(c) = &step.op else { return None };
-        let [h, w] = c.kernel;
-        let add = if step.add.is_some() { " add" } else { "" };
-        Some(format!(
-            "conv {h}x{w} stride {:?} padding {:?} dilation {:?} groups {} {} -> {}{add}",
-            c.stride, c.padding, c.dilation, c.groups, step.operands[0].shape, step.result.shape
-        ))
+        let (from, to) = (step.operands.first()?.shape, step.result.shape);
+        match &step.op {
+            Op::Conv2d(c) => {
+                let [h, w] = c.kernel;
+                let add = if step.add.is_some() { " add" } else { "" };
+                Some(format!(
+                    "conv {h}x{w} stride {:?} padding {:?} dilation {:?} groups {} {from} -> {to}{add}",
+                    c.stride, c.padding, c.dilation, c.groups
+                ))
+            }
+            Op::Linear(_) => Some(format!("linear {:?} {from} -> {to}", options.linear_weights)),
+            _ => None,
+        }
     };
     let what = match unit {
         Unit::One(index) => part(index)?,

@@ -67,17 +67,18 @@ fn copy(src: &View, dst: &View) -> (blocked::Step, StepInfo) {
 
 fn one(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options) -> (blocked::Step, StepInfo) {
     let (kernel, text) = kernel(step, algorithm, maps, options);
-    (kernel, info(&[step], text))
+    let info = info(&[step], text, &kernel);
+    (kernel, info)
 }
 
-fn info(steps: &[&Step], algorithm: String) -> StepInfo {
+fn info(steps: &[&Step], algorithm: String, kernel: &blocked::Step) -> StepInfo {
     let nodes: Vec<&str> = steps.iter().flat_map(|step| &step.nodes).map(String::as_str).collect();
     StepInfo {
         nodes: nodes.join("+"),
         algorithm,
         result: steps[steps.len() - 1].result.shape,
         macs: steps.iter().map(|step| step.macs).sum(),
-        weight_bytes: steps.iter().flat_map(|step| &step.tensors).map(|t| size_of_val(t.data())).sum(),
+        weight_bytes: kernel.weight_bytes(),
     }
 }
 
@@ -96,7 +97,8 @@ fn pair(
     let Maps { srcs, add, dst } = *maps;
     let (images, threads) = (options.batch, options.threads);
     let kernel = blocked::Step::conv_pair(first.1, segments, second.1, &srcs[0], add, dst, images, threads);
-    (kernel, info(&steps, text))
+    let info = info(&steps, text, &kernel);
+    (kernel, info)
 }
 
 /// Kind of convolution, for people.
@@ -114,8 +116,12 @@ fn kernel(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options)
         Op::Conv2d(conv) => convolution(conv, step, algorithm, maps, options),
         Op::Linear(_) => {
             let (weight, bias) = weight_and_bias(&step.tensors);
-            let weights = LinearWeights { weight, bias, relu, storage: Storage::F32 };
-            (blocked::Step::linear(weights, src, dst, options.batch, options.threads), "linear".into())
+            let weights = LinearWeights { weight, bias, relu, storage: options.linear_weights };
+            let text = match options.linear_weights {
+                Storage::F32 => "linear".into(),
+                other => format!("linear, {}", other.name()),
+            };
+            (blocked::Step::linear(weights, src, dst, options.batch, options.threads), text)
         }
         Op::BatchNorm(bn) => {
             let [gamma, beta, mean, var]: [&[f32]; 4] = std::array::from_fn(|slot| step.tensors[slot].data());

@@ -171,7 +171,7 @@ impl Layout {
 
 /// Channels of the segments of every value.
 fn segments(program: &Program) -> Vec<Vec<usize>> {
-    let input = program.source().graph().input_shape();
+    let input = program.input();
     let mut segments = vec![vec![input.channels()]];
     let mut shapes = vec![input];
     for step in program.steps() {
@@ -246,7 +246,7 @@ fn slots(program: &Program, segments: &[Vec<usize>]) -> Vec<Option<(usize, usize
 
 /// Extents of every value as it is written.
 fn shapes(program: &Program) -> Vec<Shape> {
-    let input = program.source().graph().input_shape();
+    let input = program.input();
     [input].into_iter().chain(program.steps().iter().map(|step| step.result.shape)).collect()
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn measure(
         let owners = executor.owners.clone();
         sessions.push((Arc::clone(&executor).session(), owners, chosen));
     }
-    let images = vec![0.5_f32; options.batch * program.source().graph().input_shape().elements()];
+    let images = vec![0.5_f32; options.batch * program.input().elements()];
     let mut logits = vec![0.0_f32; options.batch * program.output().shape.elements()];
     let mut times: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
     for round in 0..=rounds {

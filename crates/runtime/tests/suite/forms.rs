@@ -2,7 +2,7 @@
 
 use crate::numbers::{images, model, options, relative_error, run, same_bits};
 use cofilter_graph::{Conv2d, Graph, Model, Shape};
-use cofilter_runtime::{CostTable, Options, Plan, reference};
+use cofilter_runtime::{CostTable, Options, Plan, Storage, reference};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -118,4 +118,58 @@ fn a_table_survives_its_file_and_others_are_refused() {
     assert!(CostTable::load(&path).unwrap_err().to_string().contains("costs.json"));
     assert!(CostTable::load(&folder.join("missing")).unwrap_err().to_string().contains("missing"));
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Two fully connected factors before a convolution's result, of this rank.
+fn factored(rank: usize) -> Model {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(3, 8, 8)).unwrap();
+    let x = b.conv2d("conv", x, Conv2d { padding: [1, 1], ..Conv2d::new(20, 3) }).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let x = b.linear("basis", x, rank).unwrap();
+    let x = b.linear("combination", x, 96).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.linear("classes", x, 10).unwrap();
+    model(b.finish(&[x]).unwrap(), 7)
+}
+
+#[test]
+fn fully_connected_factors_are_multiplied_only_where_that_may_pay() {
+    for (rank, forms) in [(8, 1), (90, 2)] {
+        let model = factored(rank);
+        let images = images(3 * model.graph().input_shape().elements(), 3);
+        let expected = reference::run(&model, &images).unwrap();
+        let mut costs = CostTable::new();
+        costs.measure(&model, &options(3, 2), 1).unwrap();
+        let known = costs.layers.iter().find(|(layer, _)| layer.contains(&format!("-> {rank}")));
+        assert_eq!(known.map_or(1, |(_, forms)| forms.len()), forms, "{:?}", costs.layers);
+        for pick in 0..forms {
+            let options = Options { costs: Some(Arc::new(table(&costs, pick).0)), ..options(3, 2) };
+            let plan = Plan::compile(&model, &options).unwrap();
+            let multiplied = plan.describe().contains("factors multiplied");
+            assert_eq!(multiplied, forms == 2 && pick == 1, "{}", plan.describe());
+            let error = relative_error(&run(&model, &options, &images), &expected);
+            assert!(error < 2e-5, "rank {rank}, form {pick}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn kept_in_half_of_the_bytes_weights_change_the_result_a_little() {
+    let model = factored(24);
+    let images = images(3 * model.graph().input_shape().elements(), 3);
+    let expected = reference::run(&model, &images).unwrap();
+    let bytes = |linear_weights| {
+        let plan = Plan::compile(&model, &Options { linear_weights, ..options(3, 1) }).unwrap();
+        plan.steps().iter().filter(|s| s.algorithm.contains("linear")).map(|s| s.weight_bytes).sum::<usize>()
+    };
+    let full = bytes(Storage::F32);
+    for (storage, word, bound) in [(Storage::Bf16, "linear, bf16", 2e-2), (Storage::F16, "linear, f16", 2e-3)]
+    {
+        let options = Options { linear_weights: storage, ..options(3, 2) };
+        let error = relative_error(&run(&model, &options, &images), &expected);
+        assert!((1e-6..bound).contains(&error), "{storage:?}: {error:e}");
+        assert!(Plan::compile(&model, &options).unwrap().describe().contains(word));
+        assert!(bytes(storage) < full * 6 / 10, "{storage:?}: {} of {full} bytes", bytes(storage));
+    }
 }

@@ -1,8 +1,8 @@
 //! Bad input: clear errors, never a panic, nothing written.
 
 use crate::numbers::{images, model, options};
-use cofilter_graph::{Array, BatchNorm, Conv2d, Graph, Model, Pool2d, PoolKind, Shape};
-use cofilter_runtime::{BackendKind, Error, Options, Plan, Team, reference};
+use cofilter_graph::{Array, BatchNorm, Conv2d, Filler, Graph, Init, Model, Pool2d, PoolKind, Shape};
+use cofilter_runtime::{BackendKind, Error, Options, Plan, Storage, Team, reference};
 use std::sync::Arc;
 
 fn net() -> Model {
@@ -20,6 +20,29 @@ fn net() -> Model {
 
 fn compile_error(options: &Options) -> String {
     Plan::compile(&net(), options).unwrap_err().to_string()
+}
+
+/// Two fully connected layers, the weights of the second one large.
+fn large_weights() -> Model {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(1, 2, 2)).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let x = b.linear("ip1", x, 4).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.linear("ip2", x, 2).unwrap();
+    let graph = b.finish(&[x]).unwrap();
+    let tensors = [("ip2.weight".to_owned(), Filler::Constant(7e4))].into();
+    Model::init(graph, &Init { tensors, ..Init::default() }, 1).unwrap()
+}
+
+#[test]
+fn weights_that_half_precision_cannot_hold_are_refused_by_name() {
+    let compile = |linear_weights| {
+        Plan::compile(&large_weights(), &Options { linear_weights, ..Options::default() }).map(|_| ())
+    };
+    let message = compile(Storage::F16).unwrap_err().to_string();
+    assert_eq!(message, "option `linear_weights`: `ip2` has a weight of 7e4, which f16 cannot hold");
+    assert!(compile(Storage::Bf16).is_ok() && compile(Storage::F32).is_ok());
 }
 
 #[test]

@@ -104,6 +104,15 @@ fn a_profile_has_a_time_for_every_step() {
         let sum: f64 = profile.steps.iter().map(|s| s.time_us).sum();
         assert!(convs > 0.0 && sum <= profile.total_us, "{convs} {sum} {}", profile.total_us);
         assert_eq!(profile.memory, plan.memory());
+        let trace: serde_json::Value = serde_json::from_str(&profile.chrome_trace()).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        assert_eq!(events.len(), profile.steps.len());
+        let mut end = 0.0;
+        for (event, step) in events.iter().zip(&profile.steps) {
+            assert_eq!((&event["name"], &event["ph"]), (&step.step.nodes.as_str().into(), &"X".into()));
+            assert_eq!(event["ts"].as_f64().unwrap(), end, "events follow each other");
+            end += event["dur"].as_f64().unwrap();
+        }
         assert!(profile.memory.peak_bytes() > profile.memory.weight_bytes);
     }
 }

@@ -105,6 +105,10 @@ impl Stage for Pair {
         self.middle_len.next_multiple_of(BLOCK)
     }
 
+    fn weight_bytes(&self) -> usize {
+        self.first.filters.bytes() + self.second.filters.bytes()
+    }
+
     fn jobs(&self, images: usize) -> usize {
         self.schedule.jobs(images)
     }

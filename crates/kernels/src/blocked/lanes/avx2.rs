@@ -1,6 +1,8 @@
-//! AVX2 with FMA: two vectors of eight.
+//! AVX2 with FMA and F16C, which every processor with AVX2 has: two vectors of eight.
 
 use std::arch::x86_64::*;
+
+use half::{bf16, f16};
 
 use super::{Kernel, Lanes};
 
@@ -8,7 +10,7 @@ pub(crate) struct Avx2;
 
 type Pair = [__m256; 2];
 
-// SAFETY of every block below: the machine has AVX2 and FMA and pointers are valid for 16 numbers (contract of the trait).
+// SAFETY of every block below: the machine has AVX2, FMA and F16C, and pointers are valid for 16 numbers (contract of the trait).
 impl Lanes for Avx2 {
     // Twelve registers; two are for weights and one for the input.
     const SUMS: usize = 6;
@@ -17,7 +19,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[inline(never)]
         unsafe fn shell<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: this function is compiled for the tier; the rest is the caller's promise.
@@ -43,6 +45,30 @@ impl Lanes for Avx2 {
     unsafe fn load(src: *const f32) -> Pair {
         // SAFETY: as above.
         unsafe { [_mm256_loadu_ps(src), _mm256_loadu_ps(src.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> Pair {
+        // A bfloat16 is the upper half of a number.
+        // SAFETY: as above.
+        unsafe {
+            let half = |src: *const bf16| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            [half(src), half(src.add(8))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> Pair {
+        // SAFETY: as above.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(src.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(src.add(8).cast())),
+            ]
+        }
     }
 
     #[inline(always)]

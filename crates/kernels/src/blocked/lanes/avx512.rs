@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::{Kernel, Lanes};
 
 pub(crate) struct Avx512;
@@ -41,6 +43,22 @@ impl Lanes for Avx512 {
     unsafe fn load(src: *const f32) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_loadu_ps(src) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> __m512 {
+        // A bfloat16 is the upper half of a number.
+        // SAFETY: as above.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.cast())) }
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Plain code that any machine runs.
 
+use half::{bf16, f16};
+
 use super::{Kernel, Lanes};
 
 pub(crate) struct Portable;
@@ -33,6 +35,18 @@ impl Lanes for Portable {
     unsafe fn load(src: *const f32) -> [f32; 16] {
         // SAFETY: `src` is valid for 16 numbers (contract of the trait).
         unsafe { src.cast::<[f32; 16]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const bf16) -> [f32; 16] {
+        // SAFETY: `src` is valid for 16 numbers (contract of the trait).
+        unsafe { src.cast::<[bf16; 16]>().read_unaligned() }.map(bf16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const f16) -> [f32; 16] {
+        // SAFETY: `src` is valid for 16 numbers (contract of the trait).
+        unsafe { src.cast::<[f16; 16]>().read_unaligned() }.map(f16::to_f32)
     }
 
     #[inline(always)]
