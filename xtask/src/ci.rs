@@ -70,7 +70,7 @@ pub(crate) fn arm() -> Result<()> {
     };
     emulated(&["--package", "cofilter-kernels", "--lib"])?;
     // The whole suite would take an emulator an hour.
-    emulated(&["--package", "cofilter-runtime", "--test", "suite", "fixtures", "forms"])
+    emulated(&["--package", "cofilter-runtime", "--test", "suite", "--", "fixtures", "forms"])
 }
 
 /// Whether a program is there.

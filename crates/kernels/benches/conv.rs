@@ -3,12 +3,12 @@
 //! `cargo bench -p cofilter-kernels --bench conv [-- NAME..]` first checks every operation of every shape
 //! against f64 sums, then prints medians of interleaved runs on one thread and in the global pool. Names
 //! select shapes.
-#![expect(unsafe_code, reason = "the peak is measured with the instructions that the kernels use")]
 
 use std::time::{Duration, Instant};
 
 use cofilter_kernels::{
     ConvShape, Epilogue, PackedConv, Par, conv2d, conv2d_backward_src, conv2d_backward_weight, cpu_tier,
+    yardstick,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -47,7 +47,7 @@ fn main() {
     let measure = arguments.iter().any(|argument| argument == "--bench");
     let names: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     let threads = rayon::current_num_threads();
-    println!("tier {}, {threads} threads, peak {:.0} GFLOP/s on one", cpu_tier(), peak());
+    println!("tier {}, {threads} threads, peak {:.0} GFLOP/s on one", cpu_tier(), yardstick::fma_gflops(1));
     println!(
         "{:22} {:>6} {:>18} {:>18} {:>18} {:>18}",
         "GFLOP/s (% of peak)", "thread", "packed forward", "forward", "backward src", "backward weight"
@@ -107,7 +107,7 @@ fn run(
     // The peak moves with the clock, so it is measured beside the runs.
     let (mut times, mut peaks) = ([const { Vec::new() }; 8], Vec::new());
     for _ in 0..ROUNDS {
-        peaks.push(peak());
+        peaks.push(yardstick::fma_gflops(1));
         for (i, times) in times.iter_mut().enumerate() {
             let par = if i < 4 { Par::Serial } else { Par::Rayon };
             let start = Instant::now();
@@ -214,83 +214,4 @@ fn check(name: &str, shape: &ConvShape, tensors: &Tensors) {
 fn expect(name: &str, got: f32, expected: f64, terms: usize) {
     let tolerance = 2e-6 * (terms as f64).sqrt() + 1e-7 * terms as f64;
     assert!((f64::from(got) - expected).abs() <= tolerance, "{name}: {got}, expected {expected}");
-}
-
-/// GFLOP/s of multiply-adds that wait for nothing, in the vectors of the active tier.
-fn peak() -> f64 {
-    const STEPS: usize = 100_000;
-    let lanes = match cpu_tier() {
-        "avx512" => 16,
-        "avx2" => 8,
-        _ => 4,
-    };
-    let start = Instant::now();
-    let chains = std::hint::black_box(multiply_adds(std::hint::black_box(STEPS)));
-    2.0 * (STEPS * chains * lanes) as f64 / start.elapsed().as_secs_f64() / 1e9
-}
-
-/// Runs `steps` multiply-adds in each of several independent chains, and returns how many chains.
-#[cfg(target_arch = "x86_64")]
-fn multiply_adds(steps: usize) -> usize {
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f")]
-    fn avx512(steps: usize) -> f32 {
-        let (scale, shift) = (_mm512_set1_ps(0.999), _mm512_set1_ps(0.5));
-        let mut chains = [shift; 24];
-        for _ in 0..steps {
-            for chain in &mut chains {
-                *chain = _mm512_fmadd_ps(*chain, scale, shift);
-            }
-        }
-        let mut sum = shift;
-        for chain in chains {
-            sum = _mm512_add_ps(sum, chain);
-        }
-        _mm512_reduce_add_ps(sum)
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn avx2(steps: usize) -> f32 {
-        let (scale, shift) = (_mm256_set1_ps(0.999), _mm256_set1_ps(0.5));
-        let mut chains = [shift; 12];
-        for _ in 0..steps {
-            for chain in &mut chains {
-                *chain = _mm256_fmadd_ps(*chain, scale, shift);
-            }
-        }
-        let mut sum = shift;
-        for chain in chains {
-            sum = _mm256_add_ps(sum, chain);
-        }
-        _mm256_cvtss_f32(sum)
-    }
-
-    match cpu_tier() {
-        "avx512" => {
-            // SAFETY: the tier is active only where the machine has AVX-512.
-            std::hint::black_box(unsafe { avx512(steps) });
-            24
-        }
-        "avx2" => {
-            // SAFETY: the tier is active only where the machine has AVX2 and FMA.
-            std::hint::black_box(unsafe { avx2(steps) });
-            12
-        }
-        _ => plain_multiply_adds(steps),
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply_adds(steps: usize) -> usize {
-    plain_multiply_adds(steps)
-}
-
-fn plain_multiply_adds(steps: usize) -> usize {
-    let mut chains = [[0.5_f32; 4]; 8];
-    for _ in 0..steps {
-        chains = chains.map(|chain| chain.map(|number| number * 0.999 + 0.5));
-    }
-    std::hint::black_box(chains);
-    8
 }

@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Largest difference between two engines, relative to the largest logit: what single precision and Winograd's rounding leave
-/// after some fifty layers.
+/// Largest difference between two engines, relative to the range of the logits: what single precision and Winograd's rounding
+/// leave after some fifty layers.
 const TOLERANCE: f64 = 1e-3;
 /// Our own name in tables.
 pub(super) const OURS: &str = "cofilter";
+/// Our plan without Winograd's method, while it is timed.
+const DIRECT: &str = "cofilter, direct";
 
 /// Times of one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,8 +39,10 @@ pub(super) struct Cell {
     pub(super) threads: usize,
     pub(super) engines: BTreeMap<String, Times>,
     pub(super) roofline_ms: f64,
-    /// Largest difference from another engine (or from the f64 reference), relative to the largest logit.
+    /// Largest difference from another engine (or from the f64 reference), relative to the range of the logits.
     pub(super) max_error: f64,
+    /// Our plan without Winograd's method.
+    pub(super) direct: Option<Times>,
     /// Why an engine has no times.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) failures: BTreeMap<String, String>,
@@ -105,16 +109,17 @@ fn measure(
     options: &Options,
 ) -> Result<Cell> {
     let threads = yardstick.threads;
-    let mut plan_options =
-        PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
-    let mut costs = CostTable::new();
-    costs.measure(&subject.model, &plan_options, 5)?;
-    plan_options.costs = Some(Arc::new(costs));
-    let plan = Plan::compile(&subject.model, &plan_options)?;
-    let mut session = plan.session();
+    let plan_options = PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
+    let mut session = tuned(subject, &plan_options)?;
+    let mut direct = tuned(subject, &PlanOptions { tolerance: 0.0, ..plan_options })?;
+    let plan = session.plan().clone();
     let images = images(batch * plan.input_len());
     let mut logits = vec![f32::NAN; batch * plan.output_len()];
     session.run(&images, &mut logits)?;
+    let mut others = vec![f32::NAN; logits.len()];
+    direct.run(&images, &mut others)?;
+    let error = difference(&others, &logits)?;
+    ensure!(error <= TOLERANCE, "without Winograd's method the result differs by {error:e}");
     let mut cell = Cell {
         net: subject.name.clone(),
         form: subject.form.into(),
@@ -123,6 +128,7 @@ fn measure(
         engines: BTreeMap::new(),
         roofline_ms: roofline_ms(&subject.model, batch, yardstick),
         max_error: 0.0,
+        direct: None,
         failures: BTreeMap::new(),
     };
     if workers.is_empty() {
@@ -137,10 +143,11 @@ fn measure(
     let turn_ms = options.seconds() * 1e3 / ROUNDS as f64;
     let mut runs: BTreeMap<String, usize> = BTreeMap::new();
     for round in 0..=ROUNDS {
-        for turn in 0..=ready.len() {
-            let who = (round + turn) % (ready.len() + 1);
-            let (name, ms) = if who == ready.len() {
-                (OURS.to_owned(), time(&mut session, &images, &mut logits, *runs.get(OURS).unwrap_or(&1))?)
+        for turn in 0..ready.len() + 2 {
+            let who = (round + turn) % (ready.len() + 2);
+            let (name, ms) = if let Some(which) = who.checked_sub(ready.len()) {
+                let (name, session) = if which == 0 { (OURS, &mut session) } else { (DIRECT, &mut direct) };
+                (name.to_owned(), time(session, &images, &mut logits, *runs.get(name).unwrap_or(&1))?)
             } else {
                 let worker = &mut workers[ready[who]];
                 let count = *runs.get(&worker.name).unwrap_or(&1);
@@ -154,8 +161,17 @@ fn measure(
             }
         }
     }
+    cell.direct = times.remove(DIRECT).map(summary);
     cell.engines = times.into_iter().map(|(name, ms)| (name, summary(ms))).collect();
     Ok(cell)
+}
+
+/// A session of a plan whose forms are chosen by what was measured here.
+fn tuned(subject: &Subject, options: &PlanOptions) -> Result<Session> {
+    let mut costs = CostTable::new();
+    costs.measure(&subject.model, options, 5)?;
+    let options = PlanOptions { costs: Some(Arc::new(costs)), ..options.clone() };
+    Ok(Plan::compile(&subject.model, &options)?.session())
 }
 
 /// Rounds of a cell.
@@ -215,13 +231,19 @@ fn load(
     Ok(ready)
 }
 
-/// Largest difference, relative to the largest expected number.
+/// Largest difference, relative to the distance from the smallest to the largest expected number, which must be a good part of
+/// the largest one: equal logits would agree whatever an engine does.
 fn difference(found: &[f32], expected: &[f32]) -> Result<f64> {
     ensure!(found.len() == expected.len(), "{} numbers, expected {}", found.len(), expected.len());
-    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
-    ensure!(largest > 0.0 && largest.is_finite(), "the largest result is {largest}");
+    let over = |f: fn(f32, f32) -> f32, start| f64::from(expected.iter().copied().fold(start, f));
+    let (smallest, largest) = (over(f32::min, f32::INFINITY), over(f32::max, f32::NEG_INFINITY));
+    let range = largest - smallest;
+    ensure!(
+        range.is_finite() && range > 1e-2 * largest.abs().max(smallest.abs()),
+        "logits from {smallest:e} to {largest:e} tell nothing"
+    );
     let worst = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
-    Ok(worst.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }) / largest)
+    Ok(worst.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }) / range)
 }
 
 /// Cells of finished runs of this commit, so that a run that was stopped goes on.
@@ -272,8 +294,9 @@ mod tests {
 
     #[test]
     fn differences_are_relative_and_nan_is_one() {
-        assert_eq!(difference(&[1.0, -3.0], &[1.0, -4.0]).unwrap(), 0.25);
+        assert_eq!(difference(&[1.0, -3.0], &[1.0, -4.0]).unwrap(), 0.2);
         assert!(difference(&[f32::NAN, 1.0], &[1.0, 1.0]).unwrap().is_nan());
+        assert!(difference(&[1.0; 2], &[1.0; 2]).is_err() && difference(&[1.0; 2], &[1.0, 1.001]).is_err());
         assert!(difference(&[1.0], &[0.0]).is_err() && difference(&[1.0], &[1.0, 2.0]).is_err());
     }
 

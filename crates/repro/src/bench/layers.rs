@@ -1,6 +1,7 @@
 //! Every distinct layer of the networks alone.
 
 use super::Options;
+use super::gain::layer_us;
 use super::subject::{images, subjects};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::{Graph, Model, Op, Shape};
@@ -54,7 +55,11 @@ fn layers(model: &Model) -> Result<Vec<Layer>> {
     for (id, node) in graph.iter() {
         let Some(from) = node.inputs().first().map(|input| graph.node(*input).shape()) else { continue };
         let mut b = Graph::builder();
-        let x = b.input("data", from)?;
+        let mut x = b.input("data", from)?;
+        if from.spatial() != [1, 1] && from.channels() > 3 {
+            // Maps other than images come from a step before, as in a network.
+            x = b.relu("before", x)?;
+        }
         let (y, what) = match node.op() {
             Op::Conv2d(c) => {
                 let groups = if c.groups == 1 { String::new() } else { format!(" groups {}", c.groups) };
@@ -107,13 +112,13 @@ fn measure(layer: &Layer, batch: usize, threads: usize, team: &Arc<Team>, second
     ensure!(error <= TOLERANCE, "differs from the reference by {error:e}");
     // Copies of images and result count for nothing here: the step alone.
     let mut times = Vec::new();
-    let (step, start) = (plan.steps().iter().position(|s| s.macs > 0).context("no layer")?, Instant::now());
+    let steps = plan.steps();
+    let (info, start) = (steps.iter().find(|s| s.macs > 0).context("no layer")?, Instant::now());
     while times.len() < 5 || start.elapsed().as_secs_f64() < seconds {
-        times.push(session.profile(&images)?.steps[step].time_us);
+        times.push(layer_us(&mut session, &images)?);
     }
     times.sort_by(f64::total_cmp);
     let us = times[times.len() / 2];
-    let info = &plan.steps()[step];
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     let gflops = 2e-3 * (info.macs * batch) as f64 / us;
     Ok(Row { us, gflops, error, how: info.algorithm.clone() })

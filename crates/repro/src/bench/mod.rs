@@ -2,6 +2,7 @@
 //! checked.
 
 mod cell;
+mod gain;
 mod layers;
 mod peers;
 mod subject;
@@ -17,6 +18,8 @@ use std::path::PathBuf;
 pub enum Bench {
     /// Every distinct convolution and fully connected layer of the networks: GFLOP/s and share of the measured peak
     Layers(Options),
+    /// Layers in low-rank form over the same layers dense: what is gained of what the arithmetic promises
+    Gain(Options),
     /// Networks in our runtime alone, with their distance to the roofline
     Nets(Options),
     /// Networks in our runtime, ONNX Runtime, OpenVINO and PyTorch (f32 all), interleaved in one run
@@ -114,6 +117,7 @@ fn folder() -> Result<PathBuf> {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Layers(options) => options.check().and_then(|()| layers::run(options)),
+        Bench::Gain(options) => options.check().and_then(|()| gain::run(options)),
         Bench::Nets(options) => options.check().and_then(|()| cell::run(options, false)),
         Bench::Peers(options) => options.check().and_then(|()| cell::run(options, true)),
         Bench::Tune(options) => options.check().and_then(|()| tune::run(options)),

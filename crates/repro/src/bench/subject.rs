@@ -2,9 +2,8 @@
 
 use super::Options;
 use anyhow::{Context as _, Result, ensure};
-use cofilter_graph::{Artifact, Model, Op, for_inference};
+use cofilter_graph::{Artifact, Init, Model, Op, for_inference};
 use cofilter_lowrank::{RankRule, Settings, decompose};
-use cofilter_zoo::Network;
 
 /// Networks of the zoo with the name that tables give them.
 const NETWORKS: [(&str, &str); 6] = [
@@ -44,9 +43,11 @@ pub(super) fn subjects(options: &Options) -> Result<Vec<Subject>> {
     Ok(found)
 }
 
-/// A network with seeded weights, for inference.
+/// A network with seeded weights, for inference. They keep the variance of the maps from layer to layer: with those that some
+/// networks are trained from, nothing of the images would be left in the logits, and nothing to compare.
 fn model(network: &str, form: &str) -> Result<Model> {
-    let model = for_inference(&Network::by_name(network, &Default::default())?.model(1)?)?;
+    let graph = cofilter_zoo::by_name(network, &Default::default())?;
+    let model = for_inference(&Model::init(graph, &Init::default(), 1)?)?;
     if form == "dense" {
         return Ok(model);
     }
@@ -95,7 +96,7 @@ pub(super) fn images(len: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cofilter_graph::{Conv2d, Graph, Init, Shape};
+    use cofilter_graph::{Conv2d, Graph, Shape};
 
     #[test]
     fn the_roofline_adds_up_layer_by_layer() {

@@ -27,16 +27,22 @@ fn ratio(cell: &Cell) -> Option<f64> {
     Some(fastest(cell)?.1 / cell.engines.get(OURS)?.p50_ms)
 }
 
+/// Our time without Winograd's method over the roofline.
+fn over_roofline(cell: &Cell) -> f64 {
+    cell.direct.map_or(f64::NAN, |times| times.p50_ms / cell.roofline_ms)
+}
+
 /// One cell in a line, for the terminal.
 pub(super) fn line(cell: &Cell) -> String {
     let ours = cell.engines.get(OURS).map_or(f64::NAN, |t| t.p50_ms);
     let mut text = format!(
-        "{} {} batch {} threads {}: {ours:.3} ms, {:.2} x roofline, error {:.0e}",
+        "{} {} batch {} threads {}: {ours:.3} ms, {:.2} x roofline ({:.2} without Winograd), error {:.0e}",
         cell.net,
         cell.form,
         cell.batch,
         cell.threads,
         ours / cell.roofline_ms,
+        over_roofline(cell),
         cell.max_error
     );
     if let (Some((name, ms)), Some(ratio)) = (fastest(cell), ratio(cell)) {
@@ -82,9 +88,10 @@ fn markdown(report: &Report, with_peers: bool) -> String {
     }
     text += "\nMedian milliseconds of a run of the whole batch, engines interleaved round by round in one run, all in single \
              precision, all with the same weights (seeded random numbers) and images; every engine's result was compared with \
-             ours before it was timed (`error`: the largest difference relative to the largest logit). `roofline` adds up, layer \
+             ours before it was timed (`error`: the largest difference relative to the range of the logits). `roofline` adds up, layer \
              by layer, the larger one of multiply-adds over the measured peak (without what Winograd's method saves) and, for \
-             fully connected layers, weights over the measured bandwidth; `x roof` is our time over it. Our plans choose the \
+             fully connected layers, weights over the measured bandwidth; `x roof` is our time over it, `direct x roof` that of \
+             our plan without Winograd's method, timed in the same turns. Our plans choose the \
              form of each layer by times measured before on the same machine. Low-rank networks: every convolution but the \
              first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at 124/106/128.\n";
     if with_peers {
@@ -111,8 +118,8 @@ fn markdown(report: &Report, with_peers: bool) -> String {
     text += "\n| network | form | batch | threads | ";
     text += &names.join(" | ");
     text += if with_peers { " | ratio" } else { "" };
-    text += " | p90 | roofline | x roof | error |\n|---|---|---|---|";
-    text += &"---|".repeat(names.len() + 4 + usize::from(with_peers));
+    text += " | p90 | roofline | x roof | direct x roof | error |\n|---|---|---|---|";
+    text += &"---|".repeat(names.len() + 5 + usize::from(with_peers));
     text.push('\n');
     for cell in &report.cells {
         let ours = cell.engines.get(OURS);
@@ -128,10 +135,11 @@ fn markdown(report: &Report, with_peers: bool) -> String {
         let (p50, p90) = ours.map_or((f64::NAN, f64::NAN), |t| (t.p50_ms, t.p90_ms));
         let _ = writeln!(
             text,
-            " {} | {} | {:.2} | {:.0e} |",
+            " {} | {} | {:.2} | {:.2} | {:.0e} |",
             number(p90),
             number(cell.roofline_ms),
             p50 / cell.roofline_ms,
+            over_roofline(cell),
             cell.max_error
         );
     }
@@ -183,6 +191,7 @@ mod tests {
             .into(),
             roofline_ms: 0.5,
             max_error: 1e-6,
+            direct: Some(times(0.75)),
             failures: [].into(),
         }
     }
@@ -200,12 +209,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("low-rank: geometric mean of the ratios 3.00 over 1 cells"), "{text}");
-        assert!(text.contains("0.50 **lost**") && text.contains("| 2.00 | 1e-6 |"), "{text}");
+        assert!(text.contains("0.50 **lost**") && text.contains("| 2.00 | 1.50 | 1e-6 |"), "{text}");
         let json = serde_json::to_value(&report).unwrap();
         let first = &json["cells"][0];
         assert_eq!(first["engines"]["cofilter"]["p50_ms"], 1.0);
         let keys: Vec<&str> = first.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["batch", "engines", "form", "max_error", "net", "roofline_ms", "threads"]);
+        assert_eq!(
+            keys,
+            ["batch", "direct", "engines", "form", "max_error", "net", "roofline_ms", "threads"]
+        );
     }
 
     #[test]

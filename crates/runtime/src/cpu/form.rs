@@ -110,9 +110,8 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
             let mut forms: Vec<Form> =
                 algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
-            // The images are planar for the first step alone. Fully connected factors have nothing to gain: all of the first
-            // one's sums must be there before the second one begins.
-            if first.operands[0].id != 0 && matches!(first.op, Op::Conv2d(_)) {
+            // Fully connected factors have nothing to gain: all of the first one's sums must be there before the second one begins.
+            if matches!(first.op, Op::Conv2d(_)) {
                 forms.push(Form::Together);
             }
             if let Some(product) = multiplied(first, second) {
