@@ -3,7 +3,8 @@
     python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last
 
 {"load": ARTIFACT, "images": FILE, "batch": N, "logits": FILE}  compiles the network, runs it once, writes the result
-{"time": RUNS}                                                  one run to settle, then RUNS timed ones, in milliseconds
+{"write": ONNX, "from": ARTIFACT}                               the network as ONNX, for one image
+{"time": RUNS, "settle": true}                                  one run to settle, then RUNS timed ones, in milliseconds
 """
 import json
 import os
@@ -182,8 +183,13 @@ for line in sys.stdin:
             RUN = load(command["load"], command["images"], command["batch"])
             np.ascontiguousarray(RUN(), np.float32).tofile(command["logits"])
             answer = {"loaded": True}
+        elif "write" in command:
+            with open(command["write"], "wb") as file:
+                file.write(to_onnx(command["from"], 1))
+            answer = {"written": True}
         else:
-            RUN()
+            if command["settle"]:
+                RUN()
             times = []
             for _ in range(command["time"]):
                 start = time.perf_counter()

@@ -1,6 +1,6 @@
 //! Inference of compiled networks on CPU, deployable alone.
 //!
-//! [`Plan::compile`] lowers a [`Model`](cofilter_graph::Model) to a [`Program`] (inference passes, fused steps, one arena)
+//! [`Plan::compile`] lowers a [`Model`] to a [`Program`] (inference passes, fused steps, one arena)
 //! and makes it ready for a [`BackendKind`]. A plan is immutable and shared; a [`Session`] owns the memory of one caller,
 //! and running it allocates nothing. [`mod@reference`] is the oracle that everything else is compared with.
 //!
@@ -39,6 +39,7 @@ pub mod reference;
 mod session;
 
 pub use backend::{Memory, StepInfo};
+pub use cofilter_graph::{Artifact, Model};
 pub use cofilter_kernels::blocked::{Storage, Team};
 pub use cofilter_kernels::{cpu_tier, yardstick};
 pub use costs::CostTable;

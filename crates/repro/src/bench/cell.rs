@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// Largest difference between two engines, relative to the range of the logits: what single precision and Winograd's rounding
 /// leave after some fifty layers.
-const TOLERANCE: f64 = 1e-3;
+pub(super) const TOLERANCE: f64 = 1e-3;
 /// Our own name in tables.
 pub(super) const OURS: &str = "cofilter";
 /// Our plan without Winograd's method, while it is timed.
@@ -56,16 +56,11 @@ pub(super) fn run(options: &Options, with_peers: bool) -> Result<()> {
     let mut yardsticks = Vec::new();
     let mut cells = Vec::new();
     for threads in options.thread_counts() {
-        let yardstick = Yardstick {
-            threads,
-            fma_gflops: cofilter_runtime::yardstick::fma_gflops(threads),
-            read_gbps: cofilter_runtime::yardstick::read_gbps(threads),
-        };
+        let mut yardstick = Yardstick::measure(threads);
         println!(
             "{threads} thread(s): peak {:.0} GFLOP/s, reading {:.1} GB/s",
             yardstick.fma_gflops, yardstick.read_gbps
         );
-        yardsticks.push(yardstick);
         let team = Arc::new(Team::new(threads)?);
         // Started when a cell needs them.
         let mut workers: Vec<Worker> = Vec::new();
@@ -80,6 +75,7 @@ pub(super) fn run(options: &Options, with_peers: bool) -> Result<()> {
                         workers.push(Worker::start(kit, engine, threads)?);
                     }
                 }
+                yardstick = yardstick.or_better();
                 let cell = measure(subject, batch, &yardstick, &team, &mut workers, options)
                     .with_context(|| format!("{} {} batch {batch}", subject.name, subject.form))?;
                 println!("{}", table::line(&cell));
@@ -87,6 +83,13 @@ pub(super) fn run(options: &Options, with_peers: bool) -> Result<()> {
                 cells.push(cell);
             }
         }
+        // What the machine was able to do at any time is what it can do.
+        for cell in cells.iter_mut().filter(|cell| cell.threads == threads) {
+            let subject = subjects.iter().find(|s| (&*s.name, s.form) == (&*cell.net, &*cell.form));
+            let subject = subject.context("a cell of a network that is not there")?;
+            cell.roofline_ms = roofline_ms(&subject.model, cell.batch, &yardstick);
+        }
+        yardsticks.push(yardstick);
     }
     let report = Report {
         machine: Machine::here(
@@ -141,21 +144,27 @@ fn measure(
     let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     // A turn of each is as long, so that each is disturbed alike; the first round tells how many runs that is.
     let turn_ms = options.seconds() * 1e3 / ROUNDS as f64;
-    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+    let mut turns: BTreeMap<String, Turn> = BTreeMap::new();
+    let start = Instant::now();
     for round in 0..=ROUNDS {
+        if round > FEWEST_ROUNDS && start.elapsed().as_secs_f64() > LONG {
+            break;
+        }
         for turn in 0..ready.len() + 2 {
             let who = (round + turn) % (ready.len() + 2);
+            let turn = |name: &str| turns.get(name).copied().unwrap_or(Turn { runs: 1, settle: true });
             let (name, ms) = if let Some(which) = who.checked_sub(ready.len()) {
                 let (name, session) = if which == 0 { (OURS, &mut session) } else { (DIRECT, &mut direct) };
-                (name.to_owned(), time(session, &images, &mut logits, *runs.get(name).unwrap_or(&1))?)
+                (name.to_owned(), time(session, &images, &mut logits, turn(name))?)
             } else {
                 let worker = &mut workers[ready[who]];
-                let count = *runs.get(&worker.name).unwrap_or(&1);
-                (worker.name.clone(), worker.time(count)?)
+                let Turn { runs, settle } = turn(&worker.name);
+                (worker.name.clone(), worker.time(runs, settle)?)
             };
             if round == 0 {
                 let once = ms.first().copied().unwrap_or(1.0).max(1e-3);
-                runs.insert(name, ((turn_ms / once) as usize).clamp(1, 500));
+                let runs = ((turn_ms / once) as usize).clamp(1, 500);
+                turns.insert(name, Turn { runs, settle: once < UNSETTLED_MS });
             } else {
                 times.entry(name).or_default().extend(ms);
             }
@@ -166,26 +175,41 @@ fn measure(
     Ok(cell)
 }
 
+/// Rounds of a cell.
+const ROUNDS: usize = 8;
+/// Rounds of a cell that takes longer than [`LONG`] seconds.
+const FEWEST_ROUNDS: usize = 5;
+const LONG: f64 = 20.0;
+/// A run as long as this does not depend on what the caches held before it.
+const UNSETTLED_MS: f64 = 250.0;
+
+/// What an engine does when it is its turn.
+#[derive(Clone, Copy)]
+struct Turn {
+    runs: usize,
+    /// Whether a run that does not count comes first.
+    settle: bool,
+}
+
+fn time(session: &mut Session, images: &[f32], logits: &mut [f32], turn: Turn) -> Result<Vec<f64>> {
+    if turn.settle {
+        session.run(images, logits)?;
+    }
+    let mut times = Vec::with_capacity(turn.runs);
+    for _ in 0..turn.runs {
+        let start = Instant::now();
+        session.run(images, logits)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
+}
+
 /// A session of a plan whose forms are chosen by what was measured here.
 fn tuned(subject: &Subject, options: &PlanOptions) -> Result<Session> {
     let mut costs = CostTable::new();
     costs.measure(&subject.model, options, 5)?;
     let options = PlanOptions { costs: Some(Arc::new(costs)), ..options.clone() };
     Ok(Plan::compile(&subject.model, &options)?.session())
-}
-
-/// Rounds of a cell.
-const ROUNDS: usize = 8;
-
-fn time(session: &mut Session, images: &[f32], logits: &mut [f32], runs: usize) -> Result<Vec<f64>> {
-    session.run(images, logits)?;
-    let mut times = Vec::with_capacity(runs);
-    for _ in 0..runs {
-        let start = Instant::now();
-        session.run(images, logits)?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(times)
 }
 
 fn summary(mut ms: Vec<f64>) -> Times {
@@ -233,7 +257,7 @@ fn load(
 
 /// Largest difference, relative to the distance from the smallest to the largest expected number, which must be a good part of
 /// the largest one: equal logits would agree whatever an engine does.
-fn difference(found: &[f32], expected: &[f32]) -> Result<f64> {
+pub(super) fn difference(found: &[f32], expected: &[f32]) -> Result<f64> {
     ensure!(found.len() == expected.len(), "{} numbers, expected {}", found.len(), expected.len());
     let over = |f: fn(f32, f32) -> f32, start| f64::from(expected.iter().copied().fold(start, f));
     let (smallest, largest) = (over(f32::min, f32::INFINITY), over(f32::max, f32::NEG_INFINITY));

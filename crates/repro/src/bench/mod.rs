@@ -2,6 +2,7 @@
 //! checked.
 
 mod cell;
+mod embed;
 mod gain;
 mod layers;
 mod peers;
@@ -18,6 +19,8 @@ use std::path::PathBuf;
 pub enum Bench {
     /// Every distinct convolution and fully connected layer of the networks: GFLOP/s and share of the measured peak
     Layers(Options),
+    /// A stripped binary with the runtime alone, beside ONNX Runtime: size, start-up, first and second run, memory
+    Embed(Options),
     /// Layers in low-rank form over the same layers dense: what is gained of what the arithmetic promises
     Gain(Options),
     /// Networks in our runtime alone, with their distance to the roofline
@@ -117,6 +120,7 @@ fn folder() -> Result<PathBuf> {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Layers(options) => options.check().and_then(|()| layers::run(options)),
+        Bench::Embed(options) => options.check().and_then(|()| embed::run(options)),
         Bench::Gain(options) => options.check().and_then(|()| gain::run(options)),
         Bench::Nets(options) => options.check().and_then(|()| cell::run(options, false)),
         Bench::Peers(options) => options.check().and_then(|()| cell::run(options, true)),

@@ -42,7 +42,7 @@ pub(super) fn set_up(venv: Option<&Path>) -> Result<Kit> {
     Ok(Kit { python, script })
 }
 
-fn execute(command: &mut Command, what: &str) -> Result<()> {
+pub(super) fn execute(command: &mut Command, what: &str) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {what}"))?;
     ensure!(status.success(), "{what}: {status}");
     Ok(())
@@ -50,7 +50,7 @@ fn execute(command: &mut Command, what: &str) -> Result<()> {
 
 /// What a worker is started from.
 pub(super) struct Kit {
-    python: PathBuf,
+    pub(super) python: PathBuf,
     script: PathBuf,
 }
 
@@ -90,9 +90,14 @@ impl Worker {
         Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
-    /// Milliseconds of some runs after one that does not count.
-    pub(super) fn time(&mut self, runs: usize) -> Result<Vec<f64>> {
-        let answer = self.ask(&json!({"time": runs}))?;
+    /// Writes a network as ONNX, for one image.
+    pub(super) fn write_onnx(&mut self, model: &Path, onnx: &Path) -> Result<()> {
+        self.ask(&json!({"write": onnx, "from": model})).map(|_| ())
+    }
+
+    /// Milliseconds of some runs, after one that does not count if the engine is to settle.
+    pub(super) fn time(&mut self, runs: usize, settle: bool) -> Result<Vec<f64>> {
+        let answer = self.ask(&json!({"time": runs, "settle": settle}))?;
         let times =
             answer["ms"].as_array().with_context(|| format!("{}: no times in {answer}", self.name))?;
         Ok(times.iter().filter_map(Value::as_f64).collect())
@@ -140,17 +145,17 @@ mod tests {
     #[test]
     fn a_worker_answers_line_by_line() {
         let mut worker = shell(r#"while read line; do echo '{"ms": [1.5, 2.5]}'; done"#);
-        assert_eq!(worker.time(2).unwrap(), [1.5, 2.5]);
-        assert_eq!(worker.time(2).unwrap(), [1.5, 2.5]);
+        assert_eq!(worker.time(2, true).unwrap(), [1.5, 2.5]);
+        assert_eq!(worker.time(2, true).unwrap(), [1.5, 2.5]);
     }
 
     #[test]
     fn errors_and_silence_name_the_engine() {
         let mut worker = shell(r#"read line; echo '{"error": "no such op"}'"#);
-        assert_eq!(worker.time(1).unwrap_err().to_string(), "engine: no such op");
+        assert_eq!(worker.time(1, true).unwrap_err().to_string(), "engine: no such op");
         let mut worker = shell("read line; exit 3");
-        assert!(worker.time(1).unwrap_err().to_string().contains("engine"));
+        assert!(worker.time(1, true).unwrap_err().to_string().contains("engine"));
         let mut worker = shell(r#"read line; echo '{"ms": 3}'; read line"#);
-        assert!(worker.time(1).unwrap_err().to_string().contains("no times"));
+        assert!(worker.time(1, true).unwrap_err().to_string().contains("no times"));
     }
 }

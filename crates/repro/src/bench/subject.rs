@@ -70,6 +70,26 @@ pub(super) struct Yardstick {
     pub(super) read_gbps: f64,
 }
 
+impl Yardstick {
+    pub(super) fn measure(threads: usize) -> Self {
+        Self {
+            threads,
+            fma_gflops: cofilter_runtime::yardstick::fma_gflops(threads),
+            read_gbps: cofilter_runtime::yardstick::read_gbps(threads),
+        }
+    }
+
+    /// The better one of this and of what is measured now: others may have had the cores.
+    pub(super) fn or_better(self) -> Self {
+        let now = Self::measure(self.threads);
+        Self {
+            fma_gflops: self.fma_gflops.max(now.fma_gflops),
+            read_gbps: self.read_gbps.max(now.read_gbps),
+            ..self
+        }
+    }
+}
+
 /// Milliseconds that a network takes at least without saving operations: for every layer the larger one of its operations over the
 /// peak, and its weights over the bandwidth of memory where they are those of a fully connected layer (each is used once for an
 /// image; those of convolutions are used again and again, and maps stay in caches).
