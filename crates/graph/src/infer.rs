@@ -200,6 +200,9 @@ impl Conv2d {
             let taps = self.kernel[axis] as u128 * self.dilation[axis] as u128;
             taps + input.spatial()[axis] as u128 + 2 * self.padding[axis] as u128
         };
+        check(self.stride.iter().all(|stride| *stride <= MAX_WINDOW), || {
+            format!("stride {:?} is too large", self.stride)
+        })?;
         check(channels.saturating_mul(reach(0).saturating_mul(reach(1))) <= MAX_REACH, || {
             format!(
                 "kernel {:?}, dilation {:?} and padding {:?} are too large",

@@ -154,8 +154,14 @@ def load(path, images, batch):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(to_onnx(path, batch), options, providers=["CPUExecutionProvider"])
-        feed = {nodes[0]["name"]: x}
-        return lambda: session.run(None, feed)[0]
+        bound = session.io_binding()
+        bound.bind_cpu_input(nodes[0]["name"], x)
+        bound.bind_output(session.get_outputs()[0].name)
+
+        def run():
+            session.run_with_iobinding(bound)
+            return bound.get_outputs()[0].numpy()
+        return run
     if ENGINE == "openvino":
         import openvino
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": "1",

@@ -26,7 +26,8 @@ impl CostTable {
     }
 
     /// Adds the layers of a network that are not in it, as they run in the network with these options: it is compiled in as many
-    /// variants as its layers have forms, and each runs `rounds` times in turn.
+    /// variants as its layers have forms, and each runs `rounds` times in turn. Forms that `tolerance` rules out are not
+    /// measured, and plans by this table do not take them.
     ///
     /// # Errors
     /// As [`Plan::compile`](crate::Plan::compile).

@@ -33,7 +33,7 @@ impl Executor {
     /// With the given forms of the program's units.
     fn with_forms(program: &Program, units: &[(Unit, Form)], options: &Options) -> Result<Self> {
         let team = options.workers()?;
-        let layout = Layout::new(program, units, options.batch);
+        let layout = Layout::new(program, units, options.batch)?;
         let (steps, infos) = kernel::steps(program, units, &layout, options);
         let owners = layout.work.iter().map(Work::unit).collect();
         let input_len = program.input().elements();

@@ -21,13 +21,10 @@ impl Plan {
     pub fn compile(model: &Model, options: &Options) -> Result<Self> {
         options.check()?;
         let program = Program::lower(model)?;
-        check_size(&program, options.batch)?;
+        check(&program, options)?;
         let executable: Arc<dyn Executable> = match options.backend {
             BackendKind::Reference => Arc::new(reference::Executor::new(model)),
-            BackendKind::Cpu => {
-                check_storage(&program, options)?;
-                Arc::new(cpu::Executor::new(&program, options)?)
-            }
+            BackendKind::Cpu => Arc::new(cpu::Executor::new(&program, options)?),
         };
         let memory = executable.memory();
         if let Some(allowed) = options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed) {
@@ -123,6 +120,15 @@ impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps: Vec<String> = self.program.steps().iter().map(|step| step.nodes.join("+")).collect();
         f.debug_struct("Plan").field("options", &self.options).field("steps", &steps).finish_non_exhaustive()
+    }
+}
+
+/// Refuses what a program and options cannot do together.
+pub(crate) fn check(program: &Program, options: &Options) -> Result<()> {
+    check_size(program, options.batch)?;
+    match options.backend {
+        BackendKind::Reference => Ok(()),
+        BackendKind::Cpu => check_storage(program, options),
     }
 }
 

@@ -356,12 +356,18 @@ pub(super) fn check(window: &Window, weights: &Weights<'_>, src: &View, add: Opt
     }
 }
 
-/// A 1x1 convolution of maps without gaps sees one long row.
+/// Fewest pixels of a row that is worth having instead of a longer one: some tiles.
+const LONG: usize = 96;
+
+/// A 1x1 convolution of maps without gaps sees a few long rows.
 fn flatten(window: &Window, src: &View, dst: &View, add: Option<&View>) -> (View, View, Option<View>) {
     let whole = |view: &View| view.phases == 1 && view.row_stride == view.size[1] * view.pixel_stride;
     let flat = |view: &View| {
-        let pixels = view.size[0] * view.size[1];
-        View { row_stride: pixels * view.pixel_stride, size: [1, pixels], border: [0, 0], ..view.clone() }
+        let [height, width] = view.size;
+        let rows = (1..=height).rev().find(|rows| height % rows == 0 && height / rows * width >= LONG);
+        let rows = rows.unwrap_or(1);
+        let pixels = height / rows * width;
+        View { row_stride: pixels * view.pixel_stride, size: [rows, pixels], border: [0, 0], ..view.clone() }
     };
     let point = window.kernel == [1, 1] && window.stride == [1, 1] && window.padding == [0, 0];
     // A border above and below would not be cleared.

@@ -17,7 +17,7 @@ pub enum Storage {
     /// As they are.
     #[default]
     F32,
-    /// bfloat16: half of the bytes, every weight within a part of 2^-8 of itself.
+    /// bfloat16: half of the bytes, every weight within a part of 2^-8 of itself. Weights of 3.4e38 have no place in it.
     Bf16,
     /// Half precision: half of the bytes, every weight within a part of 2^-11 of itself, or within 2^-25 where it is below
     /// 2^-14. Weights of 65,520 or more have no place in it.
@@ -50,7 +50,11 @@ impl Storage {
 
     /// Whether it has a place for a weight.
     pub fn holds(self, weight: f32) -> bool {
-        self != Self::F16 || weight.abs() < 65_520.0
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => bf16::from_f32(weight).is_finite(),
+            Self::F16 => f16::from_f32(weight).is_finite(),
+        }
     }
 }
 
@@ -438,6 +442,9 @@ mod tests {
             assert!(storage == Storage::F32 || worst > 0.9, "{storage:?}: the bound is not sharp: {worst}");
         }
         assert!(!Storage::F16.holds(65_520.0) && f16::nearest(65_520.0).is_infinite());
+        assert!(
+            !Storage::Bf16.holds(f32::MAX) && Storage::Bf16.holds(3.38e38) && Storage::F32.holds(f32::MAX)
+        );
         assert!(Storage::F16.holds(65_519.0) && f16::nearest(65_519.0).is_finite());
     }
 }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "helpers borrow the work of the caller for as long as a run lasts")]
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::denormals::Flushed;
@@ -67,7 +67,8 @@ impl Team {
         Ok(team)
     }
 
-    /// The caller and up to `threads - 1` threads of a pool that others use too.
+    /// The caller and up to `threads - 1` threads of a pool that others use too. A run ends when the pool has taken up the
+    /// helpers' part of it, which may be done by then: while the pool is busy with other things, runs wait for it.
     pub fn rayon(pool: Arc<rayon::ThreadPool>, threads: usize) -> Self {
         match threads {
             0 | 1 => Self { helpers: Helpers::None, threads: 1 },
@@ -267,8 +268,11 @@ impl Default for Desk {
 impl Desk {
     fn lead(&self, work: &dyn Work) {
         // Somebody else's run has the helpers: this one does without.
-        let Ok(_leader) = self.leader.try_lock() else {
-            return lead_alone(work);
+        let _leader = match self.leader.try_lock() {
+            Ok(leader) => leader,
+            // A job panicked in an earlier run, which left nothing behind.
+            Err(TryLockError::Poisoned(leader)) => leader.into_inner(),
+            Err(TryLockError::WouldBlock) => return lead_alone(work),
         };
         struct Leave<'a>(&'a Desk);
         impl Drop for Leave<'_> {

@@ -240,9 +240,8 @@ impl<const N: usize> Winograd<N> {
         let mut best = (f64::INFINITY, all, passes);
         let pass_jobs: &[usize] = if threads == 1 { &[1] } else { &[1, 2, 3, 4, 6, 8] };
         for tile_jobs in rounds..=(rounds + threads).next_multiple_of(threads) {
-            for pass_jobs in
-                pass_jobs.iter().map(|jobs| jobs * threads.div_ceil(2)).filter(|jobs| *jobs <= passes)
-            {
+            let several = pass_jobs.iter().map(|jobs| jobs * threads.div_ceil(2));
+            for pass_jobs in std::iter::once(1).chain(several.filter(|jobs| *jobs <= passes)) {
                 let (tiles, passes_each) = (all.div_ceil(tile_jobs), passes.div_ceil(pass_jobs));
                 let jobs = all.div_ceil(tiles) * passes.div_ceil(passes_each);
                 let cycles = jobs.div_ceil(threads) as f64 * self.cycles(tiles, passes_each);

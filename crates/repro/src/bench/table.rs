@@ -91,7 +91,8 @@ fn markdown(report: &Report, with_peers: bool) -> String {
              ours before it was timed (`error`: the largest difference relative to the range of the logits). `roofline` adds up, layer \
              by layer, the larger one of multiply-adds over the measured peak (without what Winograd's method saves) and, for \
              fully connected layers, weights over the measured bandwidth; `x roof` is our time over it, `direct x roof` that of \
-             our plan without Winograd's method, timed in the same turns. Our plans choose the \
+             our plan without Winograd's method, timed in the same turns. The other engines are called from \
+             Python, PyTorch eagerly and op by op, the others once for a run. Our plans choose the \
              form of each layer by times measured before on the same machine. Low-rank networks: every convolution but the \
              first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at 124/106/128.\n";
     if with_peers {

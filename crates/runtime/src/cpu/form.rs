@@ -2,7 +2,7 @@
 
 use crate::{Options, Program, Step};
 use cofilter_graph::{Array, Conv2d, Linear, Op};
-use cofilter_kernels::blocked::{self, BLOCK, Window, WinogradTile};
+use cofilter_kernels::blocked::{self, BLOCK, Storage, Window, WinogradTile};
 
 /// What is chosen for at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,11 +110,13 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
             let mut forms: Vec<Form> =
                 algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
-            // Fully connected factors have nothing to gain: all of the first one's sums must be there before the second one begins.
-            if matches!(first.op, Op::Conv2d(_)) {
+            // A step for both computes the first one without regard to its many groups. Fully connected factors have
+            // nothing to gain: all of the first one's sums must be there before the second one begins.
+            if matches!(first.op, Op::Conv2d(_)) && algorithms(first, options) != [Algorithm::Depthwise] {
                 forms.push(Form::Together);
             }
-            if let Some(product) = multiplied(first, second) {
+            if let Some(product) = multiplied(first, second).filter(|_| product_holds(first, second, options))
+            {
                 forms.extend(algorithms(&product, options).into_iter().map(Form::Multiplied));
             }
             forms
@@ -180,6 +182,19 @@ pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
         result: second.result,
         macs,
     })
+}
+
+/// Whether no weight of that layer can be more than is kept.
+fn product_holds(first: &Step, second: &Step, options: &Options) -> bool {
+    let largest = |step: &Step| {
+        let values = step.tensors.iter().flat_map(|tensor| tensor.data());
+        values.fold(0.0_f64, |most, value| most.max(f64::from(value.abs())))
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a bound")]
+    let terms = (first.tensors[0].dims()[0] + 1) as f64;
+    let bound = largest(first) * largest(second) * terms;
+    let storage = if matches!(first.op, Op::Linear(_)) { options.linear_weights } else { Storage::F32 };
+    bound < f64::from(f32::MAX) && storage.holds(rounded(bound))
 }
 
 /// Weights and biases of that layer: the combination times the basis, in double precision.

@@ -3,11 +3,13 @@
 
 use super::form::{self, Unit};
 use crate::arena::{self, Lifetime};
-use crate::{Program, Step, Value};
+use crate::{Error, Program, Result, Step, Value};
 use cofilter_graph::{Op, Shape};
 use cofilter_kernels::blocked::{BLOCK, Place, View};
 use std::collections::BTreeMap;
 
+/// Most numbers of a map: as many as any number of maps may have without a sum that overflows.
+const MOST: usize = isize::MAX as usize >> 12;
 /// Images with fewer channels stay planar for the convolutions that read them.
 const PLANAR_BELOW: usize = BLOCK;
 
@@ -78,11 +80,15 @@ enum Form {
         border: [usize; 2],
     },
     /// All numbers as channels of one pixel, in the order of a dense map.
-    Vector,
+    Vector {
+        segments: Vec<usize>,
+    },
 }
 
 impl Layout {
-    pub(super) fn new(program: &Program, units: &[(Unit, form::Form)], batch: usize) -> Self {
+    /// # Errors
+    /// [`Error::Option`] if the maps of a batch cannot be addressed.
+    pub(super) fn new(program: &Program, units: &[(Unit, form::Form)], batch: usize) -> Result<Self> {
         let segments = segments(program);
         let slots = slots(program, &segments);
         let maps = maps(program, segments, &slots);
@@ -100,12 +106,12 @@ impl Layout {
         builder.output();
         let Builder { maps, work, .. } = builder;
         let mut layout = Self { offsets: vec![None; maps.len()], maps, work, arena_len: 0 };
-        layout.place(batch);
-        layout
+        layout.place(batch)?;
+        Ok(layout)
     }
 
     /// Gives every map of its own an offset in the arena.
-    fn place(&mut self, batch: usize) {
+    fn place(&mut self, batch: usize) -> Result<()> {
         let mut lifetimes: BTreeMap<usize, Lifetime> = BTreeMap::new();
         for (index, work) in self.work.iter().enumerate() {
             let (reads, dst) = match work {
@@ -115,7 +121,15 @@ impl Layout {
             for map in reads.into_iter().chain([dst]) {
                 let root = self.root(map).0;
                 if matches!(self.maps[root].home, Home::Arena { .. }) {
-                    let len = self.form(root).memory_len(batch);
+                    let map = self.form(root);
+                    let len = map.image_stride.checked_mul(batch).filter(|len| *len <= MOST);
+                    let len = len.ok_or_else(|| Error::Option {
+                        option: "batch",
+                        reason: format!(
+                            "{batch} images of {} values and their borders are more than memory can address",
+                            map.image_stride
+                        ),
+                    })?;
                     let life = lifetimes.entry(root).or_insert(Lifetime { born: index, dies: index, len });
                     life.dies = index;
                 }
@@ -127,6 +141,7 @@ impl Layout {
             self.offsets[*map] = Some(offset);
         }
         self.arena_len = arena_len;
+        Ok(())
     }
 
     /// The map that owns the memory of a map, and its first block in there.
@@ -350,7 +365,9 @@ impl Builder<'_> {
     fn convolved(&mut self, value: Value, border: [usize; 2], stride: [usize; 2]) -> usize {
         match value.id {
             0 if value.shape.channels() < PLANAR_BELOW => {
-                self.copy(value, Form::Planar { border, phases: stride[1] })
+                // Beyond the width of the image there is one column of windows only.
+                let phases = if stride[1] <= value.shape.spatial()[1] { stride[1] } else { 1 };
+                self.copy(value, Form::Planar { border, phases })
             }
             0 => self.copy(value, Form::Blocked { segments: vec![value.shape.channels()], border }),
             id => id,
@@ -360,7 +377,7 @@ impl Builder<'_> {
     /// A value as a blocked map of these segments.
     fn blocked(&mut self, value: Value, segments: &[usize]) -> usize {
         if self.flattened(value) {
-            return self.copy(value, Form::Vector);
+            return self.copy(value, Form::Vector { segments: segments.to_vec() });
         }
         if value.id != 0 && self.maps[value.id].segments == segments {
             return value.id;
@@ -378,7 +395,7 @@ impl Builder<'_> {
         let (segments, size, border, phases) = match &form {
             Form::Planar { border, phases } => (vec![channels], size, *border, Some(*phases)),
             Form::Blocked { segments, border } => (segments.clone(), size, *border, None),
-            Form::Vector => (vec![value.shape.elements()], [1, 1], [0, 0], None),
+            Form::Vector { segments } => (segments.clone(), [1, 1], [0, 0], None),
         };
         self.maps.push(Map { segments, size, border, home: Home::Arena { phases } });
         let dst = self.maps.len() - 1;

@@ -4,7 +4,7 @@ use super::Executor;
 use super::estimate;
 use super::form::{Form, Unit, forms, signature, units};
 use crate::backend::Executable;
-use crate::{CostTable, Options, Program, Result};
+use crate::{CostTable, Options, Program, Result, plan};
 use cofilter_graph::Model;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub(crate) fn measure(
     let team = options.workers()?;
     let options = Options { team: Some(team), ..options.clone() };
     let program = Program::lower(model)?;
+    plan::check(&program, &options)?;
     let units = units(&program);
     let all: Vec<Vec<Form>> = units.iter().map(|unit| forms(&program, *unit, &options)).collect();
     let open = |i: usize| {

@@ -1,8 +1,8 @@
 //! Bad input: clear errors, never a panic, nothing written.
 
-use crate::numbers::{images, model, options};
+use crate::numbers::{images, model, options, relative_error, run};
 use cofilter_graph::{Array, BatchNorm, Conv2d, Filler, Graph, Init, Model, Pool2d, PoolKind, Shape};
-use cofilter_runtime::{BackendKind, Error, Options, Plan, Storage, Team, reference};
+use cofilter_runtime::{BackendKind, CostTable, Error, Options, Plan, Storage, Team, reference};
 use std::sync::Arc;
 
 fn net() -> Model {
@@ -43,6 +43,81 @@ fn weights_that_half_precision_cannot_hold_are_refused_by_name() {
     let message = compile(Storage::F16).unwrap_err().to_string();
     assert_eq!(message, "option `linear_weights`: `ip2` has a weight of 7e4, which f16 cannot hold");
     assert!(compile(Storage::Bf16).is_ok() && compile(Storage::F32).is_ok());
+}
+
+/// Two factors of these weights.
+fn factors(value: f32) -> Model {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(1, 2, 2)).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let x = b.linear("ip1", x, 4).unwrap();
+    let x = b.linear("ip2", x, 4).unwrap();
+    let init = Init { weight: Filler::Constant(value), ..Init::default() };
+    Model::init(b.finish(&[x]).unwrap(), &init, 1).unwrap()
+}
+
+#[test]
+fn factors_whose_product_cannot_be_held_are_not_multiplied() {
+    for (value, linear_weights) in [(300.0, Storage::F16), (1e19, Storage::Bf16), (1e19, Storage::F32)] {
+        let options = Options { linear_weights, ..Options::default() };
+        let plan = Plan::compile(&factors(value), &options).unwrap();
+        assert!(!plan.describe().contains("factors multiplied"), "{}", plan.describe());
+        let mut logits = [0.0; 4];
+        plan.session().run(&[1.0 / value; 4], &mut logits).unwrap();
+        assert!(logits.iter().all(|v| (v / (16.0 * value) - 1.0).abs() < 1e-2), "{logits:?}");
+    }
+    let plan = Plan::compile(&factors(3.0), &Options::default()).unwrap();
+    assert!(plan.describe().contains("factors multiplied"), "{}", plan.describe());
+}
+
+#[test]
+fn what_cannot_be_compiled_cannot_be_measured() {
+    let measure = |model: &Model, options: &Options| {
+        CostTable::new().measure(model, options, 1).map_err(|error| error.to_string())
+    };
+    let options = Options { linear_weights: Storage::F16, ..Options::default() };
+    assert!(measure(&large_weights(), &options).unwrap_err().contains("`ip2` has a weight of 7e4"));
+    assert!(measure(&net(), &self::options(usize::MAX, 1)).unwrap_err().starts_with("option `batch`"));
+}
+
+#[test]
+fn extents_that_make_no_map_are_refused() {
+    let wide = |stride: usize, padding: usize| {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(3, 8, 8))?;
+        let x =
+            b.conv2d("conv", x, Conv2d { stride: [1, stride], padding: [padding; 2], ..Conv2d::new(4, 1) })?;
+        Ok::<_, cofilter_graph::Error>(model(b.finish(&[x])?, 1))
+    };
+    assert!(wide(1 << 61, 0).unwrap_err().to_string().contains("stride"));
+    // One column of windows: the image is not sorted into more phases than it has columns.
+    let model = wide(1 << 16, 0).unwrap();
+    let plan = Plan::compile(&model, &Options::default()).unwrap();
+    assert!(plan.memory().arena_bytes < 1 << 20, "{}", plan.describe());
+    let images = images(192, 1);
+    let expected = reference::run(&model, &images).unwrap();
+    assert!(relative_error(&run(&model, &options(1, 1), &images), &expected) < 1e-5);
+    // A border of 2^16 pixels around 8x8, in 2^30 images.
+    let message =
+        Plan::compile(&wide(1 << 16, 1 << 16).unwrap(), &options(1 << 30, 1)).unwrap_err().to_string();
+    assert!(message.contains("option `batch`") && message.contains("memory"), "{message}");
+}
+
+#[test]
+fn vectors_of_other_segments_are_added() {
+    // Two groups of 53 channels lie in blocks of their own; the other operand is a map seen as a vector.
+    let mut b = Graph::builder();
+    let data = b.input("data", Shape::map(2, 53, 1)).unwrap();
+    let x = b.conv2d("conv", data, Conv2d { groups: 2, ..Conv2d::new(106, 1) }).unwrap();
+    let x = b.global_avg_pool("pool", x).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let y = b.relu("relu", data).unwrap();
+    let y = b.flatten("other", y).unwrap();
+    let x = b.sum("add", &[x, y]).unwrap();
+    let model = model(b.finish(&[x]).unwrap(), 3);
+    let images = images(2 * 106, 1);
+    let expected = reference::run(&model, &images).unwrap();
+    assert!(relative_error(&run(&model, &options(2, 2), &images), &expected) < 1e-5);
 }
 
 #[test]

@@ -48,9 +48,12 @@ impl Schedule {
         // Rows: the input of a job fits the second-level cache.
         let row = (src.blocks() * src.row_stride * window.stride[0]).max(1);
         let row_tiles = (height * row).div_ceil(RESIDENT).clamp(1, height.max(1));
+        let at_once = (PIXELS / (height * width).max(1)).clamp(1, images.max(1));
+        // But not so few that weights are read more often than input.
+        let fewest = PIXELS.div_ceil((width * at_once).max(1)).min(height);
         let mut schedule = Self {
-            images: (PIXELS / (height * width).max(1)).clamp(1, images.max(1)),
-            rows: height.div_ceil(row_tiles).max(1),
+            images: at_once,
+            rows: height.div_ceil(row_tiles).max(fewest).max(1),
             passes: all_passes.max(1),
             height,
             all_passes,
