@@ -9,7 +9,7 @@ pub(crate) mod tune;
 use crate::arena::LINE;
 use crate::backend::{Executable, Memory, State, StepInfo};
 use crate::{Error, Options, Program, Result};
-use cofilter_kernels::blocked::{Sequence, Team};
+use cofilter_kernels::blocked::{Aligned, Sequence, Team};
 use form::{Form, Unit};
 use layout::{Layout, Work};
 use std::sync::Arc;
@@ -60,7 +60,7 @@ impl Executable for Executor {
     }
 
     fn session(self: Arc<Self>) -> Box<dyn State> {
-        let (arena, scratch) = (Lines::new(self.arena_len), Lines::new(self.scratch_len));
+        let (arena, scratch) = (Aligned::new(self.arena_len, 0.0), Aligned::new(self.scratch_len, 0.0));
         Box::new(CpuState { executor: self, arena, scratch })
     }
 }
@@ -76,8 +76,8 @@ fn check_memory(elements: usize) -> Result<()> {
 /// Memory of one session.
 struct CpuState {
     executor: Arc<Executor>,
-    arena: Lines,
-    scratch: Lines,
+    arena: Aligned<f32>,
+    scratch: Aligned<f32>,
 }
 
 impl State for CpuState {
@@ -85,25 +85,5 @@ impl State for CpuState {
         let Self { executor, arena, scratch } = self;
         let Executor { sequence, team, .. } = &**executor;
         sequence.run(n, images, arena.as_mut_slice(), logits, scratch.as_mut_slice(), team, times_us);
-    }
-}
-
-/// Zeroed elements that begin at a cache line.
-struct Lines {
-    elements: Vec<f32>,
-    start: usize,
-}
-
-impl Lines {
-    fn new(len: usize) -> Self {
-        let elements = vec![0.0f32; len + LINE];
-        let start = elements.as_ptr().align_offset(LINE * size_of::<f32>());
-        // Alignment is a matter of speed alone.
-        Self { start: if start <= LINE { start } else { 0 }, elements }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [f32] {
-        let len = self.elements.len() - LINE;
-        &mut self.elements[self.start..self.start + len]
     }
 }

@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use super::aligned::Aligned;
 use super::lanes::{Kernel, Lanes};
 use super::memory::Memory;
 use super::micro::{self, MAX_WIDTH, Run, Start, Tile, Weight};
@@ -104,37 +105,6 @@ impl Step {
 #[repr(C, align(64))]
 struct Line([f32; BLOCK]);
 
-/// Numbers that begin at a cache line.
-struct Aligned<W> {
-    numbers: Vec<W>,
-    start: usize,
-}
-
-impl<W: Weight> Aligned<W> {
-    fn new(len: usize, zero: W) -> Self {
-        let numbers = vec![zero; len + LINE];
-        let start = numbers.as_ptr().align_offset(LINE);
-        // Alignment is a matter of speed alone.
-        Self { start: if start <= LINE { start } else { 0 }, numbers }
-    }
-
-    fn as_slice(&self) -> &[W] {
-        &self.numbers[self.start..]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [W] {
-        &mut self.numbers[self.start..]
-    }
-}
-
-impl<W> std::fmt::Debug for Aligned<W> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} weights", self.numbers.len())
-    }
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Steps of the depth whose weights stay in the first-level cache for all images, for two blocks of outputs.
 const DEPTH: usize = 256;
 /// Bytes of weights that are worth a job of their own.

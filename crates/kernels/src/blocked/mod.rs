@@ -3,6 +3,7 @@
 //! A map is cut into blocks of [`BLOCK`] channels; a block is `[height, width, BLOCK]`, so the channels of one pixel
 //! fill one vector. See [`View`] for the exact place of each number.
 
+mod aligned;
 mod conv;
 mod denormals;
 mod depthwise;
@@ -22,6 +23,7 @@ pub(crate) mod testing;
 mod view;
 mod winograd;
 
+pub use aligned::Aligned;
 pub use conv::{Weights, Window};
 pub use linear::{LinearWeights, Storage};
 pub use sequence::{Sequence, Step};

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-const MAIN: &str = include_str!("../../embed/main.rs");
+const MAIN: &str = include_str!("../../../runtime/examples/embed.rs");
 const COLD: &str = include_str!("../../peers/cold.py");
 /// Processes of each kind, of which the median counts.
 const RUNS: usize = 7;
@@ -114,7 +114,9 @@ fn library_bytes(kit: &Kit) -> Result<u64> {
                    print(sum(f.stat().st_size for f in (pathlib.Path(onnxruntime.__file__).parent / 'capi').glob('*.so*')))";
     let output = Command::new(&kit.python).args(["-c", program]).output()?;
     ensure!(output.status.success(), "python: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+    let bytes = String::from_utf8_lossy(&output.stdout).trim().parse()?;
+    ensure!(bytes > 0, "no shared library in the package of ONNX Runtime");
+    Ok(bytes)
 }
 
 /// The command for ONNX Runtime without its paths of images and logits.

@@ -136,3 +136,23 @@ fn measure(layer: &Layer, batch: usize, threads: usize, team: &Arc<Team>, second
     let gflops = 2e-3 * (info.macs * batch) as f64 / us;
     Ok(Row { us, gflops, error, how: info.algorithm.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wrong_number_of_the_first_or_last_image_counts() {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(1, 1, 2)).unwrap();
+        let x = b.relu("relu", x).unwrap();
+        let model = Model::init(b.finish(&[x]).unwrap(), &Default::default(), 1).unwrap();
+        let pixels = [1.0, 2.0, 3.0, 4.0, 5.0, 8.0];
+        let error = |found: &[f32]| first_and_last(&model, &pixels, 3, found).unwrap();
+        assert_eq!(error(&pixels), 0.0);
+        assert_eq!(error(&[1.0, 2.0, 3.0, 4.0, 5.0, 4.0]), 0.5);
+        assert_eq!(error(&[0.0, 2.0, 3.0, 4.0, 5.0, 8.0]), 0.5);
+        assert!(error(&[f32::NAN, 2.0, 3.0, 4.0, 5.0, 8.0]).is_nan());
+        assert!(first_and_last(&model, &[0.0; 6], 3, &[0.0; 6]).is_err());
+    }
+}

@@ -37,7 +37,7 @@ pub struct Options {
     /// Batch 1 and 8 and a short time for each cell
     #[arg(long)]
     quick: bool,
-    /// Only networks whose name contains this
+    /// Only networks (for `gain`: sets of layers) whose name contains this
     #[arg(long, default_value = "")]
     net: String,
     /// Only `dense` or `low-rank`
@@ -58,7 +58,7 @@ pub struct Options {
     /// Write the cells to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write `docs/results.md` instead of `target/bench/results.md`
+    /// Write the tables under `docs` (`results.md`, `runs/speed`) instead of `target/bench`
     #[arg(long)]
     write: bool,
     /// Forget the cells of earlier runs of this commit
@@ -106,6 +106,26 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Refuses flags that a bench would not look at.
+    fn refuse(&self, flags: &[&str]) -> Result<()> {
+        let given = [
+            ("--batch", !self.batch.is_empty()),
+            ("--budget", self.budget.is_some()),
+            ("--form", self.form.is_some()),
+            ("--fresh", self.fresh),
+            ("--json", self.json.is_some()),
+            ("--model", self.model.is_some()),
+            ("--quick", self.quick),
+            ("--venv", self.venv.is_some()),
+            ("--write", self.write),
+        ];
+        let vain = given.iter().find(|(flag, given)| *given && flags.contains(flag));
+        ensure!(vain.is_none(), "{}: this bench has no use for it", vain.map_or("", |(flag, _)| flag));
+        Ok(())
+    }
+}
+
 /// Folder for what benches keep between runs.
 fn folder() -> Result<PathBuf> {
     let folder = crate::options::root().join("target/bench");
@@ -118,12 +138,22 @@ fn folder() -> Result<PathBuf> {
 /// # Errors
 /// For options that make no sense, a network that cannot be compiled, or an engine that gives another result.
 pub fn run(bench: &Bench) -> Result<()> {
+    let (options, vain): (&Options, &[&str]) = match bench {
+        Bench::Layers(options) => (options, &["--fresh", "--json", "--venv", "--write"]),
+        Bench::Embed(options) => (options, &["--batch", "--budget", "--fresh", "--json", "--quick"]),
+        Bench::Gain(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
+        Bench::Nets(options) => (options, &["--venv", "--write"]),
+        Bench::Peers(options) => (options, &[]),
+        Bench::Tune(options) => (options, &["--budget", "--json", "--venv", "--write"]),
+    };
+    options.check()?;
+    options.refuse(vain)?;
     match bench {
-        Bench::Layers(options) => options.check().and_then(|()| layers::run(options)),
-        Bench::Embed(options) => options.check().and_then(|()| embed::run(options)),
-        Bench::Gain(options) => options.check().and_then(|()| gain::run(options)),
-        Bench::Nets(options) => options.check().and_then(|()| cell::run(options, false)),
-        Bench::Peers(options) => options.check().and_then(|()| cell::run(options, true)),
-        Bench::Tune(options) => options.check().and_then(|()| tune::run(options)),
+        Bench::Layers(options) => layers::run(options),
+        Bench::Embed(options) => embed::run(options),
+        Bench::Gain(options) => gain::run(options),
+        Bench::Nets(options) => cell::run(options, false),
+        Bench::Peers(options) => cell::run(options, true),
+        Bench::Tune(options) => tune::run(options),
     }
 }

@@ -120,6 +120,26 @@ fn a_table_survives_its_file_and_others_are_refused() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+#[test]
+fn a_depthwise_convolution_stays_one() {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(3, 8, 8)).unwrap();
+    let x = b.conv2d("stem", x, Conv2d::new(32, 1)).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.conv2d("depthwise", x, Conv2d { groups: 32, padding: [1, 1], ..Conv2d::new(32, 3) }).unwrap();
+    let x = b.conv2d("pointwise", x, Conv2d::new(16, 1)).unwrap();
+    let model = model(b.finish(&[x]).unwrap(), 3);
+    let mut costs = CostTable::new();
+    costs.measure(&model, &options(1, 2), 1).unwrap();
+    for pick in 0..table(&costs, 0).1 {
+        let options = Options { costs: Some(Arc::new(table(&costs, pick).0)), ..options(1, 2) };
+        let text = Plan::compile(&model, &options).unwrap().describe();
+        assert!(text.contains("depthwise") && !text.contains("together"), "{text}");
+    }
+    let text = Plan::compile(&model, &options(1, 2)).unwrap().describe();
+    assert!(text.contains(", depthwise"), "{text}");
+}
+
 /// Two fully connected factors before a convolution's result, of this rank.
 fn factored(rank: usize) -> Model {
     let mut b = Graph::builder();

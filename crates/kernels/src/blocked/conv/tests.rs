@@ -267,3 +267,15 @@ fn a_pair_equals_its_two_convolutions_bit_for_bit() {
         }
     }
 }
+
+#[test]
+fn a_thin_combination_of_one_image_is_work_for_several_threads() {
+    let src = View::blocked(0, &[21], [56, 56], [0, 0]);
+    let dst = View::blocked(src.memory_len(1), &[48], [56, 56], [0, 0]);
+    let window = Window { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+    let weights = Weights { weight: &[0.5; 48 * 21], bias: None, relu: false };
+    for tier in available() {
+        let jobs = |threads| Conv::new(tier, window, weights, &src, None, &dst, 1, threads).jobs(1);
+        assert!(jobs(1) == 1 && jobs(2) >= 2, "{tier:?}: {} and {} jobs", jobs(1), jobs(2));
+    }
+}

@@ -132,3 +132,18 @@ fn groups_that_share_a_block_do_not_fit() {
     assert!(Step::winograd_fits(&window([1, 1], 1), &src, &dst));
     assert!(!Step::winograd_fits(&Window { stride: [2, 2], ..window([1, 1], 1) }, &src, &dst));
 }
+
+#[test]
+fn few_passes_are_cut_into_jobs_for_any_number_of_threads() {
+    let (src, images) = (View::blocked(0, &[64], [56, 56], [1, 1]), 8);
+    let dst = View::blocked(src.memory_len(images), &[48], [56, 56], [0, 0]);
+    let weight = vec![0.0; 48 * 64 * 9];
+    for threads in [2, 3, 5, 7, 16] {
+        for tier in available() {
+            let weights = Weights { weight: &weight, bias: None, relu: false };
+            let step =
+                Winograd::<6>::new(tier, window([1, 1], 1), weights, &src, None, &dst, images, threads);
+            assert!(step.jobs(images) >= threads, "{tier:?}, {threads} threads: {} jobs", step.jobs(images));
+        }
+    }
+}
