@@ -206,12 +206,16 @@ struct Row {
 
 /// Measures all layers and prints tables.
 pub(super) fn run(options: &Options) -> Result<()> {
+    let wanted = options.net.to_lowercase();
+    let cases: Vec<Case> =
+        cases().into_iter().filter(|case| case.set.to_lowercase().contains(&wanted)).collect();
+    ensure!(!cases.is_empty(), "--net {}: no set of layers has this in its name", options.net);
     let mut rows = Vec::new();
     for threads in options.thread_counts() {
         let team = Arc::new(Team::new(threads)?);
         for batch in options.batches() {
             let first = rows.len();
-            for case in cases().iter().filter(|case| case.set.to_lowercase().contains(&options.net)) {
+            for case in &cases {
                 let row = measure(case, batch, threads, &team, options.seconds())
                     .with_context(|| format!("{} {}", case.set, case.layer))?;
                 rows.push(row);
@@ -219,7 +223,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
             println!("\nbatch {batch}, {threads} thread(s)\n{}", table(&rows[first..]));
         }
     }
-    ensure!(!rows.is_empty(), "--net {}: no set of layers has this in its name", options.net);
     let machine =
         Machine::here(options.thread_counts().into_iter().max().unwrap_or(1), cofilter_runtime::cpu_tier());
     let text = markdown(&rows, &machine);
