@@ -37,8 +37,9 @@ pub struct Options {
     /// A team of the caller's with `threads` threads, its own or those of a rayon pool, instead of one that the plan owns.
     /// Several plans may share it.
     pub team: Option<Arc<Team>>,
-    /// Largest error of an output, relative to the largest one, that a faster algorithm may add to the rounding of a plain
-    /// sum: convolutions use Winograd's only where its stated bound is below. 0 rules it out.
+    /// Largest error of a layer's result, relative to its largest one, that a faster algorithm may add to the rounding of a plain
+    /// sum: convolutions use Winograd's only where the error that is to be expected of it is below. Filters that cancel (a
+    /// sum of zero on a constant map) exceed it. 0 rules Winograd's out.
     pub tolerance: f32,
     /// How the weights of fully connected layers are kept, which are read once for each run: with half of the bytes a small batch
     /// takes half of the time. See [`Storage::error`] for what each weight loses. The reference keeps them as they are.
