@@ -6,7 +6,7 @@ use super::pack::Filters;
 use super::{View, Window};
 
 /// Multiply-accumulate operations that are worth a job of its own (some 5 us).
-const GRAIN: usize = 512 * 1024;
+const GRAIN: usize = 64 * 1024;
 /// Pixels that share weights in the first-level cache, if there are as many.
 const PIXELS: usize = 512;
 /// Numbers of the input that a job should not exceed, so that they stay in the second-level cache: 512 KiB.
