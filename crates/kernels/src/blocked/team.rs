@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::denormals::Flushed;
 
-/// How long a thread looks for work before it sleeps. A run of a small network is shorter, and so are the serial parts of a
-/// large one; waking a sleeping thread costs some 50 us.
+/// How long a thread looks for what it waits for before it sleeps. A run of a small network is shorter, and so are the serial
+/// parts of a large one; waking a sleeping thread costs some 50 us.
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// Work in steps that follow each other; the jobs of one step may run at once.
@@ -108,7 +108,7 @@ impl Drop for Team {
     fn drop(&mut self) {
         if let Helpers::Own { desk, handles } = &mut self.helpers {
             desk.closed.store(true, Ordering::SeqCst);
-            desk.wake();
+            desk.called.ring();
             for handle in handles.drain(..) {
                 // A helper that panicked has reported it already.
                 let _ = handle.join();
@@ -132,13 +132,24 @@ struct Shift {
     done: AtomicUsize,
     /// Whether a job panicked.
     failed: AtomicBool,
+    /// Rung where there are new jobs, or none any more.
+    begun: Bell,
+    /// Rung where a helper's job has ended.
+    ended: Bell,
 }
 
 const OVER: u64 = u64::MAX;
+const NOT_YET: u64 = OVER - (1 << 32);
 
 impl Default for Shift {
     fn default() -> Self {
-        Self { next: AtomicU64::new(OVER - 1), done: AtomicUsize::new(0), failed: AtomicBool::new(false) }
+        Self {
+            next: AtomicU64::new(NOT_YET),
+            done: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            begun: Bell::default(),
+            ended: Bell::default(),
+        }
     }
 }
 
@@ -149,22 +160,26 @@ impl Shift {
         impl Drop for Close<'_> {
             fn drop(&mut self) {
                 self.0.next.store(OVER, Ordering::SeqCst);
+                self.0.begun.ring();
             }
         }
         let close = Close(self);
         for step in 0..work.steps() {
             let jobs = work.jobs(step);
             self.done.store(0, Ordering::Relaxed);
-            self.next.store((step as u64) << 32, Ordering::Release);
+            self.next.store((step as u64) << 32, Ordering::SeqCst);
+            if jobs > 1 {
+                self.begun.ring();
+            }
             let mut mine = 0;
             while let Some(job) = self.take(step, jobs) {
                 work.run(step, job, 0);
                 mine += 1;
             }
-            wait_until(|| {
-                self.done.load(Ordering::Acquire) + mine == jobs || self.failed.load(Ordering::Acquire)
+            self.ended.wait(|| {
+                self.done.load(Ordering::SeqCst) + mine == jobs || self.failed.load(Ordering::SeqCst)
             });
-            assert!(!self.failed.load(Ordering::Acquire), "a thread of the team panicked in step {step}");
+            assert!(!self.failed.load(Ordering::SeqCst), "a thread of the team panicked in step {step}");
             work.finished(step);
         }
         drop(close);
@@ -189,47 +204,87 @@ impl Shift {
             fn drop(&mut self) {
                 if std::thread::panicking() {
                     self.0.failed.store(true, Ordering::SeqCst);
+                    self.0.ended.ring();
                 }
             }
         }
         let _fail = Fail(self);
-        let mut idle = 0_u32;
         loop {
-            let word = self.next.load(Ordering::Acquire);
-            if word == OVER {
-                return;
-            }
+            let word = self.next.load(Ordering::SeqCst);
             let step = (word >> 32) as usize;
-            match if word == OVER - 1 { None } else { self.take(step, work.jobs(step)) } {
-                Some(job) => {
-                    idle = 0;
-                    work.run(step, job, worker);
-                    self.done.fetch_add(1, Ordering::Release);
-                }
-                None => {
-                    idle += 1;
-                    // Where there are fewer cores than threads, the one that has work needs this core.
-                    if idle.is_multiple_of(1 << 12) {
-                        std::thread::yield_now()
-                    } else {
-                        std::hint::spin_loop()
+            match word {
+                OVER => return,
+                NOT_YET => {}
+                _ => {
+                    let jobs = work.jobs(step);
+                    while let Some(job) = self.take(step, jobs) {
+                        work.run(step, job, worker);
+                        self.done.fetch_add(1, Ordering::SeqCst);
+                        self.ended.ring();
                     }
                 }
             }
+            // Until there is another step; jobs are never added to one.
+            self.begun.wait(|| {
+                let now = self.next.load(Ordering::SeqCst);
+                now == OVER || now >> 32 != word >> 32
+            });
         }
     }
 }
 
-/// Waits a short time with the core, then gives it away.
-fn wait_until(ready: impl Fn() -> bool) {
-    let mut idle = 0_u32;
-    while !ready() {
-        idle += 1;
-        if idle.is_multiple_of(1 << 10) { std::thread::yield_now() } else { std::hint::spin_loop() }
+/// What one thread waits for and another one rings when it may have come.
+#[derive(Default)]
+struct Bell {
+    asleep: AtomicUsize,
+    lock: Mutex<()>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Waits until something is so: a short time awake, then asleep. It must be read, and changed before ringing, in the one
+    /// order of all threads (`SeqCst`): whoever sees it unchanged is then seen to be asleep by who rings.
+    fn wait(&self, ready: impl Fn() -> bool) {
+        let mut start = None;
+        loop {
+            for _ in 0..1024 {
+                if ready() {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+            if start.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                break;
+            }
+            // Where there are fewer cores than threads, the one that has work needs this core.
+            std::thread::yield_now();
+        }
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.held();
+        while !ready() {
+            held = self.rung.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(held);
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Wakes those that sleep.
+    fn ring(&self) {
+        if self.asleep.load(Ordering::SeqCst) > 0 {
+            // Who is about to sleep does so first.
+            drop(self.held());
+            self.rung.notify_all();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, ()> {
+        // Nothing is changed under this lock.
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where the own helpers of a team find the run to help with.
+#[derive(Default)]
 struct Desk {
     /// Held by the run that has the helpers.
     leader: Mutex<()>,
@@ -239,30 +294,16 @@ struct Desk {
     calls: AtomicUsize,
     /// Helpers that may look at the call.
     inside: AtomicUsize,
-    asleep: AtomicUsize,
-    bell: Mutex<()>,
-    rung: Condvar,
+    /// Rung for a new run, and where there will be none.
+    called: Bell,
+    /// Rung when a helper has left.
+    left: Bell,
     closed: AtomicBool,
 }
 
 struct Call<'a> {
     work: &'a dyn Work,
     shift: Shift,
-}
-
-impl Default for Desk {
-    fn default() -> Self {
-        Self {
-            leader: Mutex::new(()),
-            call: AtomicPtr::new(std::ptr::null_mut()),
-            calls: AtomicUsize::new(0),
-            inside: AtomicUsize::new(0),
-            asleep: AtomicUsize::new(0),
-            bell: Mutex::new(()),
-            rung: Condvar::new(),
-            closed: AtomicBool::new(false),
-        }
-    }
 }
 
 impl Desk {
@@ -278,29 +319,17 @@ impl Desk {
         impl Drop for Leave<'_> {
             fn drop(&mut self) {
                 self.0.call.store(std::ptr::null_mut(), Ordering::SeqCst);
-                wait_until(|| self.0.inside.load(Ordering::SeqCst) == 0);
+                self.0.left.wait(|| self.0.inside.load(Ordering::SeqCst) == 0);
             }
         }
         let call = Call { work, shift: Shift::default() };
         let leave = Leave(self);
         self.call.store((&raw const call).cast_mut().cast(), Ordering::SeqCst);
         self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) > 0 {
-            self.wake();
-        }
+        self.called.ring();
         call.shift.lead(work);
         // The call must outlive every helper's look at it: also when a job panicked here.
         drop(leave);
-    }
-
-    fn wake(&self) {
-        drop(self.lock_bell());
-        self.rung.notify_all();
-    }
-
-    fn lock_bell(&self) -> MutexGuard<'_, ()> {
-        // Nothing is changed under this lock.
-        self.bell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Life of a helper.
@@ -308,19 +337,21 @@ impl Desk {
         let _flushed = Flushed::new();
         let mut seen = 0;
         loop {
-            self.await_call(seen);
+            self.called
+                .wait(|| self.calls.load(Ordering::SeqCst) != seen || self.closed.load(Ordering::SeqCst));
             if self.closed.load(Ordering::SeqCst) {
                 return;
             }
             seen = self.calls.load(Ordering::SeqCst);
-            struct Inside<'a>(&'a AtomicUsize);
+            struct Inside<'a>(&'a Desk);
             impl Drop for Inside<'_> {
                 fn drop(&mut self) {
-                    self.0.fetch_sub(1, Ordering::SeqCst);
+                    self.0.inside.fetch_sub(1, Ordering::SeqCst);
+                    self.0.left.ring();
                 }
             }
             self.inside.fetch_add(1, Ordering::SeqCst);
-            let inside = Inside(&self.inside);
+            let inside = Inside(self);
             let call = self.call.load(Ordering::SeqCst);
             if !call.is_null() {
                 // SAFETY: the leader clears the pointer and then waits until nobody is inside before the call ends; this
@@ -331,25 +362,62 @@ impl Desk {
             drop(inside);
         }
     }
+}
 
-    /// Waits for a run after the `seen`-th one, first awake, then asleep.
-    fn await_call(&self, seen: usize) {
-        let news = || self.calls.load(Ordering::SeqCst) != seen || self.closed.load(Ordering::SeqCst);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits for something that comes soon, or never.
+    fn soon(what: &str, ready: impl Fn() -> bool) {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            for _ in 0..64 {
-                if news() {
-                    return;
-                }
-                std::hint::spin_loop();
+        while !ready() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Steps of which each knows who must be asleep, and who must be there.
+    struct Patient<'a> {
+        shift: &'a Shift,
+        present: [AtomicUsize; 2],
+    }
+
+    impl Work for Patient<'_> {
+        fn steps(&self) -> usize {
+            5
+        }
+
+        fn jobs(&self, step: usize) -> usize {
+            if step.is_multiple_of(2) { 1 } else { 2 }
+        }
+
+        fn run(&self, step: usize, _: usize, worker: usize) {
+            // Either of them may have taken it.
+            if self.jobs(step) == 1 {
+                let idle = if worker == 0 { &self.shift.begun } else { &self.shift.ended };
+                soon("who has no job sleeps", || idle.asleep.load(Ordering::SeqCst) == 1);
+                return;
+            }
+            let present = &self.present[step / 2];
+            present.fetch_add(1, Ordering::SeqCst);
+            soon("who slept is woken", || present.load(Ordering::SeqCst) == 2);
+            if worker == 1 {
+                soon("who waits for a job sleeps", || self.shift.ended.asleep.load(Ordering::SeqCst) == 1);
             }
         }
-        self.asleep.fetch_add(1, Ordering::SeqCst);
-        let mut bell = self.lock_bell();
-        while !news() {
-            bell = self.rung.wait(bell).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(bell);
-        self.asleep.fetch_sub(1, Ordering::SeqCst);
+
+        fn finished(&self, _: usize) {}
+    }
+
+    #[test]
+    fn who_has_nothing_to_do_within_a_run_sleeps_and_is_woken() {
+        let shift = Shift::default();
+        let work = Patient { shift: &shift, present: Default::default() };
+        std::thread::scope(|scope| {
+            scope.spawn(|| shift.help(&work, 1));
+            shift.lead(&work);
+        });
+        assert_eq!(work.present.map(AtomicUsize::into_inner), [2, 2]);
     }
 }
