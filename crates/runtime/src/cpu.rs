@@ -4,6 +4,7 @@ mod estimate;
 mod form;
 mod kernel;
 mod layout;
+mod product;
 pub(crate) mod tune;
 
 use crate::arena::LINE;

@@ -1,6 +1,7 @@
 //! About how long a unit takes, where nothing was measured.
 
-use super::form::{Algorithm, Form, Unit, multiplied};
+use super::form::{Algorithm, Form, Unit};
+use super::product::multiplied;
 use crate::{Options, Program, Step};
 use cofilter_graph::Op;
 use cofilter_kernels::blocked::BLOCK;

@@ -1,8 +1,9 @@
 //! The ways in which a convolution, or a pair of them, can be computed, and which is taken.
 
+use super::product::{multiplied, product_holds};
 use crate::{Options, Program, Step};
-use cofilter_graph::{Array, Conv2d, Linear, Op};
-use cofilter_kernels::blocked::{self, BLOCK, Storage, Window, WinogradTile};
+use cofilter_graph::{Conv2d, Op};
+use cofilter_kernels::blocked::{self, BLOCK, Window, WinogradTile};
 
 /// What is chosen for at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +111,13 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
             let mut forms: Vec<Form> =
                 algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
-            // A step for both computes the first one without regard to its many groups. Fully connected factors have
-            // nothing to gain: all of the first one's sums must be there before the second one begins.
-            if matches!(first.op, Op::Conv2d(_)) && algorithms(first, options) != [Algorithm::Depthwise] {
+            // All else would compute what goes channel by channel without regard to that.
+            if algorithms(first, options) == [Algorithm::Depthwise] {
+                return forms;
+            }
+            // Fully connected factors have nothing to gain from one step: all of the first one's sums must be there before the
+            // second one begins.
+            if matches!(first.op, Op::Conv2d(_)) {
                 forms.push(Form::Together);
             }
             if let Some(product) = multiplied(first, second).filter(|_| product_holds(first, second, options))
@@ -147,87 +152,6 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
         }
     }
     found
-}
-
-/// The one layer that a basis and its combination are, without its tensors.
-pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
-    let filter = first.tensors[0].data().len() / first.tensors[0].dims()[0];
-    let (op, macs) = match (&first.op, &second.op) {
-        (Op::Conv2d(a), Op::Conv2d(b)) => {
-            let point = b.kernel == [1, 1] && b.stride == [1, 1] && b.padding == [0, 0];
-            // A basis for all groups of the combination, or one for each.
-            if !point || (a.groups != b.groups && a.groups != 1) {
-                return None;
-            }
-            let whole = Conv2d { out_channels: b.out_channels, bias: true, ..a.clone() };
-            (Op::Conv2d(whole), second.result.shape.elements() * filter)
-        }
-        (Op::Linear(_), Op::Linear(b)) => {
-            let macs = b.out_features * filter;
-            // Far more of them than the factors have: not worth trying, nor multiplying.
-            if macs > (first.macs + second.macs) * 5 / 4 {
-                return None;
-            }
-            (Op::Linear(Linear { out_features: b.out_features, bias: true }), macs)
-        }
-        _ => return None,
-    };
-    Some(Step {
-        nodes: first.nodes.iter().chain(&second.nodes).cloned().collect(),
-        op,
-        tensors: Vec::new(),
-        operands: first.operands.clone(),
-        add: second.add,
-        relu: second.relu,
-        result: second.result,
-        macs,
-    })
-}
-
-/// Whether no weight of that layer can be more than is kept.
-fn product_holds(first: &Step, second: &Step, options: &Options) -> bool {
-    let largest = |step: &Step| {
-        let values = step.tensors.iter().flat_map(|tensor| tensor.data());
-        values.fold(0.0_f64, |most, value| most.max(f64::from(value.abs())))
-    };
-    #[expect(clippy::cast_precision_loss, reason = "a bound")]
-    let terms = (first.tensors[0].dims()[0] + 1) as f64;
-    let bound = largest(first) * largest(second) * terms;
-    let storage = if matches!(first.op, Op::Linear(_)) { options.linear_weights } else { Storage::F32 };
-    bound < f64::from(f32::MAX) && storage.holds(rounded(bound))
-}
-
-/// Weights and biases of that layer: the combination times the basis, in double precision.
-pub(super) fn product(first: &Step, second: &Step) -> Vec<Array> {
-    let (basis, combination) = (&first.tensors[0], &second.tensors[0]);
-    let (middle, outputs) = (basis.dims()[0], combination.dims()[0]);
-    let groups = if let Op::Conv2d(conv) = &second.op { conv.groups } else { 1 };
-    let filter = basis.data().len() / middle;
-    let (group_middle, group_out) = (middle / groups, outputs / groups);
-    let mut weight = Vec::with_capacity(outputs * filter);
-    let mut bias = Vec::with_capacity(outputs);
-    for output in 0..outputs {
-        let shares = &combination.data()[output * group_middle..(output + 1) * group_middle];
-        let start = output / group_out * group_middle;
-        let mut sums = vec![0.0_f64; filter];
-        let mut shift = second.tensors.get(1).map_or(0.0, |bias| f64::from(bias.data()[output]));
-        for (m, share) in shares.iter().enumerate().map(|(m, share)| (start + m, f64::from(*share))) {
-            for (sum, value) in sums.iter_mut().zip(&basis.data()[m * filter..(m + 1) * filter]) {
-                *sum += share * f64::from(*value);
-            }
-            shift += first.tensors.get(1).map_or(0.0, |bias| share * f64::from(bias.data()[m]));
-        }
-        weight.extend(sums.into_iter().map(rounded));
-        bias.push(rounded(shift));
-    }
-    let mut dims = basis.dims().to_vec();
-    dims[0] = outputs;
-    vec![Array::new(dims, weight), Array::new(vec![outputs], bias)]
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "computed in f64, kept in f32")]
-fn rounded(value: f64) -> f32 {
-    value as f32
 }
 
 /// What a unit is, without its weights: equal units cost the same.

@@ -1,7 +1,8 @@
 //! From steps of a program to steps of the kernels.
 
-use super::form::{self, Algorithm, Form, Unit, multiplied};
+use super::form::{self, Algorithm, Form, Unit};
 use super::layout::{Layout, Work};
+use super::product::{multiplied, product};
 use crate::backend::StepInfo;
 use crate::{Options, Program, Step};
 use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind};
@@ -31,7 +32,7 @@ pub(super) fn steps(
                 }
                 (Unit::Two(a, b), Form::Multiplied(algorithm)) => {
                     let mut whole = multiplied(step(a), step(b)).expect("the form was offered for this pair");
-                    whole.tensors = form::product(step(a), step(b));
+                    whole.tensors = product(step(a), step(b), &whole);
                     let (kernel, mut info) = one(&whole, algorithm, &maps, options);
                     info.algorithm += ", factors multiplied";
                     (kernel, info)

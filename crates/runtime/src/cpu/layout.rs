@@ -2,6 +2,7 @@
 //! written straight into their part, one arena.
 
 use super::form::{self, Unit};
+use super::product::multiplied;
 use crate::arena::{self, Lifetime};
 use crate::{Error, Program, Result, Step, Value};
 use cofilter_graph::{Op, Shape};
@@ -91,19 +92,29 @@ impl Layout {
     pub(super) fn new(program: &Program, units: &[(Unit, form::Form)], batch: usize) -> Result<Self> {
         let segments = segments(program);
         let slots = slots(program, &segments);
-        let maps = maps(program, segments, &slots);
-        let mut builder = Builder { program, maps, slots, copies: BTreeMap::new(), work: Vec::new() };
+        // What is computed instead of two steps.
+        let products = units.iter().map(|unit| match *unit {
+            (Unit::Two(a, b), form::Form::Multiplied(_)) => {
+                multiplied(&program.steps()[a], &program.steps()[b])
+            }
+            _ => None,
+        });
+        let products: Vec<Option<Step>> = products.collect();
+        let maps = maps(program, &products, segments, &slots);
+        let mut builder = Builder { maps, slots, copies: BTreeMap::new(), work: Vec::new() };
+        let step = |index: &usize| &program.steps()[*index];
         for (unit, (what, form)) in units.iter().enumerate() {
-            match (what, form) {
-                (Unit::One(index), _) => builder.step(unit, false, *index, *index),
-                (Unit::Two(first, second), form::Form::Apart(..)) => {
-                    builder.step(unit, true, *first, *first);
-                    builder.step(unit, false, *second, *second);
+            match (what, form, &products[unit]) {
+                (_, _, Some(product)) => builder.step(unit, false, product, product),
+                (Unit::One(index), ..) => builder.step(unit, false, step(index), step(index)),
+                (Unit::Two(first, second), form::Form::Apart(..), _) => {
+                    builder.step(unit, true, step(first), step(first));
+                    builder.step(unit, false, step(second), step(second));
                 }
-                (Unit::Two(first, second), _) => builder.step(unit, false, *first, *second),
+                (Unit::Two(first, second), ..) => builder.step(unit, false, step(first), step(second)),
             }
         }
-        builder.output();
+        builder.output(program.output().id);
         let Builder { maps, work, .. } = builder;
         let mut layout = Self { offsets: vec![None; maps.len()], maps, work, arena_len: 0 };
         layout.place(batch)?;
@@ -266,12 +277,17 @@ fn shapes(program: &Program) -> Vec<Shape> {
 }
 
 /// The maps of the values.
-fn maps(program: &Program, segments: Vec<Vec<usize>>, slots: &[Option<(usize, usize)>]) -> Vec<Map> {
+fn maps(
+    program: &Program,
+    products: &[Option<Step>],
+    segments: Vec<Vec<usize>>,
+    slots: &[Option<(usize, usize)>],
+) -> Vec<Map> {
     let mut borders = vec![[0; 2]; segments.len()];
     let widen = |border: &mut [usize; 2], other: [usize; 2]| {
         *border = [border[0].max(other[0]), border[1].max(other[1])];
     };
-    for step in program.steps() {
+    for step in program.steps().iter().chain(products.iter().flatten()) {
         if let Op::Conv2d(conv) = &step.op {
             widen(&mut borders[step.operands[0].id], conv.padding);
         }
@@ -311,8 +327,7 @@ fn maps(program: &Program, segments: Vec<Vec<usize>>, slots: &[Option<(usize, us
     segments.into_iter().enumerate().map(map).collect()
 }
 
-struct Builder<'a> {
-    program: &'a Program,
+struct Builder {
     maps: Vec<Map>,
     slots: Vec<Option<(usize, usize)>>,
     /// Copies made so far: of which value, in which form.
@@ -320,10 +335,9 @@ struct Builder<'a> {
     work: Vec<Work>,
 }
 
-impl Builder<'_> {
+impl Builder {
     /// A unit, or one of its two steps, that reads what one step reads and writes what another one (or the same) writes.
-    fn step(&mut self, unit: usize, first: bool, reads: usize, writes: usize) {
-        let (step, last) = (&self.program.steps()[reads], &self.program.steps()[writes]);
+    fn step(&mut self, unit: usize, first: bool, step: &Step, last: &Step) {
         let dst = last.result.id;
         let srcs = match &step.op {
             Op::Concat => {
@@ -420,9 +434,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Brings the result to the caller, if it is not there.
-    fn output(&mut self) {
-        let id = self.program.output().id;
+    /// Brings the result, this value, to the caller, if it is not there.
+    fn output(&mut self, id: usize) {
         if self.maps[id].home != Home::Logits {
             let Map { segments, size, .. } = &self.maps[id];
             let map = Map {

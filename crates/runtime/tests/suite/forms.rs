@@ -26,7 +26,7 @@ fn net() -> Model {
     let y = b.conv2d("grouped_basis", x, conv(20, [3, 3], 2)).unwrap();
     let y = b.conv2d("grouped_combination", y, conv(36, [1, 1], 2)).unwrap();
     let x = b.sum("add", &[y, x]).unwrap();
-    let x = b.conv2d("vertical", x, conv(10, [5, 1], 1)).unwrap();
+    let x = b.conv2d("vertical", x, Conv2d { bias: false, ..conv(10, [5, 1], 1) }).unwrap();
     let x = b.conv2d("horizontal", x, conv(32, [1, 5], 1)).unwrap();
     let x = b.relu("relu3", x).unwrap();
     let x = b.conv2d("depthwise", x, conv(32, [3, 3], 32)).unwrap();
@@ -74,6 +74,70 @@ fn every_form_of_every_layer_equals_the_oracle() {
     let all: String = descriptions.into_iter().collect();
     for word in ["winograd 2x2", "winograd 4x4", "together", "factors multiplied", "depthwise"] {
         assert!(all.contains(word), "no plan used {word}:\n{all}");
+    }
+}
+
+#[test]
+fn pairs_are_multiplied_where_one_convolution_is_the_same() {
+    let conv = |out: usize, kernel, stride, padding, groups, bias| Conv2d {
+        kernel,
+        stride,
+        padding,
+        groups,
+        bias,
+        ..Conv2d::new(out, 1)
+    };
+    let dilated = |conv: Conv2d, dilation| Conv2d { dilation, ..conv };
+    let column = |bias| conv(12, [5, 1], [2, 1], [2, 0], 2, bias);
+    let cases = [
+        // A vertical and a horizontal filter, strided, dilated, in groups.
+        (column(false), conv(20, [1, 3], [1, 2], [0, 1], 2, true), 2),
+        (conv(9, [3, 1], [1, 1], [1, 0], 1, false), conv(20, [1, 3], [1, 1], [0, 1], 1, true), 4),
+        (
+            dilated(conv(9, [3, 1], [1, 1], [2, 0], 1, false), [2, 1]),
+            conv(20, [1, 2], [1, 1], [0, 0], 1, true),
+            2,
+        ),
+        // A bias in between may be read by every tap, but not where there are zeros beside the map.
+        (column(true), conv(20, [1, 3], [1, 2], [0, 0], 2, false), 2),
+        (column(true), conv(20, [1, 3], [1, 2], [0, 1], 2, true), 1),
+        // Groups of the one are groups of the other one, or parts of them.
+        (conv(12, [3, 3], [1, 1], [1, 1], 4, true), conv(24, [1, 1], [1, 1], [0, 0], 2, true), 2),
+        (conv(12, [3, 3], [2, 1], [1, 1], 2, true), conv(24, [1, 1], [1, 1], [0, 0], 4, true), 2),
+        (conv(12, [3, 3], [1, 1], [1, 1], 3, true), conv(24, [1, 1], [1, 1], [0, 0], 1, true), 4),
+        (conv(12, [3, 3], [1, 1], [1, 1], 3, true), conv(24, [1, 1], [1, 1], [0, 0], 2, true), 1),
+        // Both look sideways.
+        (conv(9, [1, 3], [1, 1], [0, 1], 1, false), conv(20, [1, 3], [1, 1], [0, 1], 1, true), 1),
+    ];
+    for (stem, (first, second, ways)) in
+        cases.into_iter().flat_map(|case| [(true, case.clone()), (false, case)])
+    {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(12, 11, 13)).unwrap();
+        let x =
+            if stem { b.conv2d("stem", x, conv(12, [1, 1], [1, 1], [0, 0], 1, true)).unwrap() } else { x };
+        let x = if stem { b.relu("relu0", x).unwrap() } else { x };
+        let what = format!("stem {stem}, {first:?}, {second:?}");
+        let y = b.conv2d("first", x, first).unwrap();
+        let y = b.conv2d("second", y, second).unwrap();
+        let y = b.relu("relu", y).unwrap();
+        let model = model(b.finish(&[y]).unwrap(), 9);
+        let options = Options { tolerance: 1e-3, ..options(2, 2) };
+        let mut costs = CostTable::new();
+        costs.measure(&model, &options, 1).unwrap();
+        let images = images(2 * model.graph().input_shape().elements(), 4);
+        let expected = reference::run(&model, &images).unwrap();
+        let mut multiplied = 0;
+        for pick in 0..table(&costs, 0).1 {
+            let options = Options { costs: Some(Arc::new(table(&costs, pick).0)), ..options.clone() };
+            let error = relative_error(&run(&model, &options, &images), &expected);
+            assert!(error < 2e-5, "{what}, form {pick}: {error:e}");
+            let text = Plan::compile(&model, &options).unwrap().describe();
+            multiplied += usize::from(text.contains("factors multiplied"));
+        }
+        // Winograd's method does not read images.
+        let ways = if stem || ways == 1 { ways } else { 2 };
+        assert_eq!(multiplied, ways - 1, "{what}: {:?}", costs.layers);
     }
 }
 
