@@ -25,7 +25,7 @@ impl CostTable {
         Self { tier: cofilter_kernels::cpu_tier().into(), layers: BTreeMap::new() }
     }
 
-    /// Adds the layers of a network that are not in it, as they run in the network with these options: it is compiled in as many
+    /// Adds the layers of a network of which it lacks a form, as they run in the network with these options: it is compiled in as many
     /// variants as its layers have forms, and each runs `rounds` times in turn. Forms that `tolerance` rules out are not
     /// measured, and plans by this table do not take them.
     ///

@@ -24,7 +24,8 @@ pub(super) fn choose(program: &Program, options: &Options) -> Vec<(Unit, Form)> 
     units(program).into_iter().map(|unit| (unit, form(unit))).collect()
 }
 
-/// Times of the layers of a network that are not in a table, in every form.
+/// Times, in every form, of the layers of a network of which a table lacks a form: the whole layer, or what is new since the
+/// table was made, or offered for these weights or this tolerance only.
 pub(crate) fn measure(
     model: &Model,
     options: &Options,
@@ -39,8 +40,10 @@ pub(crate) fn measure(
     let units = units(&program);
     let all: Vec<Vec<Form>> = units.iter().map(|unit| forms(&program, *unit, &options)).collect();
     let open = |i: usize| {
-        let layer = signature(&program, units[i], &options).filter(|layer| !known.layers.contains_key(layer));
-        layer.filter(|_| all[i].len() > 1)
+        let has_all = |layer: &String| {
+            known.layers.get(layer).is_some_and(|times| all[i].iter().all(|f| times.contains_key(&f.name())))
+        };
+        signature(&program, units[i], &options).filter(|layer| all[i].len() > 1 && !has_all(layer))
     };
     let layers: Vec<Option<String>> = (0..units.len()).map(open).collect();
     let variants = (0..units.len()).filter(|i| layers[*i].is_some()).map(|i| all[i].len()).max().unwrap_or(0);
