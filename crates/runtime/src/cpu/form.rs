@@ -111,18 +111,20 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
             let mut forms: Vec<Form> =
                 algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
-            // All else would compute what goes channel by channel without regard to that.
-            if algorithms(first, options) == [Algorithm::Depthwise] {
-                return forms;
-            }
+            // What goes channel by channel stays so: other forms would compute all pairs of channels.
+            let depthwise = [Algorithm::Depthwise];
+            let by_channel = algorithms(first, options) == depthwise;
             // Fully connected factors have nothing to gain from one step: all of the first one's sums must be there before the
             // second one begins.
-            if matches!(first.op, Op::Conv2d(_)) {
+            if matches!(first.op, Op::Conv2d(_)) && !by_channel {
                 forms.push(Form::Together);
             }
             if let Some(product) = multiplied(first, second).filter(|_| product_holds(first, second, options))
             {
-                forms.extend(algorithms(&product, options).into_iter().map(Form::Multiplied));
+                let ways = algorithms(&product, options);
+                if !by_channel || ways == depthwise {
+                    forms.extend(ways.into_iter().map(Form::Multiplied));
+                }
             }
             forms
         }

@@ -4,7 +4,12 @@ use crate::{Options, Step};
 use cofilter_graph::{Array, Conv2d, Linear, Op};
 use cofilter_kernels::blocked::Storage;
 
-/// The one layer that a basis and its combination, or a vertical and a horizontal filter are, without its tensors.
+/// Most multiply-adds of a product for each of its factors'. Winograd's method does four in the time of one, and a thin factor
+/// may run at half the speed of a wide one: beyond, the product cannot win and is not worth multiplying.
+const MOST_CONV: usize = 8;
+
+/// The one layer that a basis and its combination, or a vertical and a horizontal filter are, without its tensors; none where
+/// no layer is the same, or where it would be far larger than they are.
 pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
     let (op, macs) = match (&first.op, &second.op) {
         (Op::Conv2d(a), Op::Conv2d(b)) => {
@@ -14,13 +19,22 @@ pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
                 return None;
             }
             let whole = composed(a, b)?;
-            let filter =
-                first.operands[0].shape.channels() / whole.groups * whole.kernel[0] * whole.kernel[1];
-            (Op::Conv2d(whole), second.result.shape.elements() * filter)
+            let src = first.operands[0].shape;
+            // Borders that are larger than the map, on both axes at once, may not fit memory where those of the factors do.
+            if (0..2).any(|axis| whole.padding[axis] > src.spatial()[axis]) {
+                return None;
+            }
+            let taps = whole.kernel[0].checked_mul(whole.kernel[1])?;
+            let filter = taps.checked_mul(src.channels() / whole.groups)?;
+            let macs = second.result.shape.elements().checked_mul(filter)?;
+            if macs > first.macs.saturating_add(second.macs).saturating_mul(MOST_CONV) {
+                return None;
+            }
+            (Op::Conv2d(whole), macs)
         }
         (Op::Linear(a), Op::Linear(b)) => {
             let macs = b.out_features * (first.tensors[0].data().len() / a.out_features);
-            // Far more of them than the factors have: not worth trying, nor multiplying.
+            // No method saves anything here.
             if macs > (first.macs + second.macs) * 5 / 4 {
                 return None;
             }
@@ -74,7 +88,8 @@ pub(super) fn product_holds(first: &Step, second: &Step, options: &Options) -> b
         let taps: usize = second.tensors[0].dims()[2..].iter().product();
         (first.tensors[0].dims()[0] * taps + 1) as f64
     };
-    let bound = largest(first) * largest(second) * terms;
+    // The second one's bias is a term without a factor.
+    let bound = largest(first).max(1.0) * largest(second) * terms;
     let storage = if matches!(first.op, Op::Linear(_)) { options.linear_weights } else { Storage::F32 };
     bound < f64::from(f32::MAX) && storage.holds(rounded(bound))
 }
@@ -115,11 +130,18 @@ pub(super) fn product(first: &Step, second: &Step, whole: &Step) -> Vec<Array> {
             let shares = &combination.data()[(output * group_middles + m) * combination_taps..];
             for (share, shared) in shares.iter().zip(&combination_at) {
                 let share = f64::from(*share);
-                for (values, sums) in
-                    filter.chunks_exact(basis_taps).zip(sums[channel * all_taps..].chunks_exact_mut(all_taps))
-                {
-                    for (value, at) in values.iter().zip(&basis_at) {
-                        sums[shared + at] += share * f64::from(*value);
+                let sums = &mut sums[channel * all_taps..];
+                if basis_taps == all_taps {
+                    // The usual case, and a large one: a filter is one run.
+                    for (sum, value) in sums.iter_mut().zip(filter) {
+                        *sum += share * f64::from(*value);
+                    }
+                } else {
+                    for (values, sums) in filter.chunks_exact(basis_taps).zip(sums.chunks_exact_mut(all_taps))
+                    {
+                        for (value, at) in values.iter().zip(&basis_at) {
+                            sums[shared + at] += share * f64::from(*value);
+                        }
                     }
                 }
                 // Every tap reads it: with a bias, there are no zeros beside the map in between.

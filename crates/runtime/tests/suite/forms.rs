@@ -106,18 +106,24 @@ fn pairs_are_multiplied_where_one_convolution_is_the_same() {
         (conv(12, [3, 3], [2, 1], [1, 1], 2, true), conv(24, [1, 1], [1, 1], [0, 0], 4, true), 2),
         (conv(12, [3, 3], [1, 1], [1, 1], 3, true), conv(24, [1, 1], [1, 1], [0, 0], 1, true), 4),
         (conv(12, [3, 3], [1, 1], [1, 1], 3, true), conv(24, [1, 1], [1, 1], [0, 0], 2, true), 1),
+        // Channel by channel both: so is the one.
+        (conv(12, [3, 1], [1, 1], [1, 0], 12, false), conv(12, [1, 3], [1, 1], [0, 1], 12, true), 2),
+        // More than eight times the work of both.
+        (conv(1, [9, 1], [1, 1], [4, 0], 1, false), conv(20, [1, 9], [1, 1], [0, 4], 1, true), 1),
         // Both look sideways.
         (conv(9, [1, 3], [1, 1], [0, 1], 1, false), conv(20, [1, 3], [1, 1], [0, 1], 1, true), 1),
     ];
-    for (stem, (first, second, ways)) in
-        cases.into_iter().flat_map(|case| [(true, case.clone()), (false, case)])
+    // Behind another layer, on planar images, on blocked ones.
+    let sources = [(true, 12), (false, 12), (false, 24)];
+    for ((stem, channels), (first, second, ways)) in
+        cases.into_iter().flat_map(|case| sources.map(|source| (source, case.clone())))
     {
         let mut b = Graph::builder();
-        let x = b.input("data", Shape::map(12, 11, 13)).unwrap();
+        let x = b.input("data", Shape::map(channels, 11, 13)).unwrap();
         let x =
             if stem { b.conv2d("stem", x, conv(12, [1, 1], [1, 1], [0, 0], 1, true)).unwrap() } else { x };
         let x = if stem { b.relu("relu0", x).unwrap() } else { x };
-        let what = format!("stem {stem}, {first:?}, {second:?}");
+        let what = format!("stem {stem}, {channels} channels, {first:?}, {second:?}");
         let y = b.conv2d("first", x, first).unwrap();
         let y = b.conv2d("second", y, second).unwrap();
         let y = b.relu("relu", y).unwrap();
@@ -139,6 +145,24 @@ fn pairs_are_multiplied_where_one_convolution_is_the_same() {
         let ways = if stem || ways == 1 { ways } else { 2 };
         assert_eq!(multiplied, ways - 1, "{what}: {:?}", costs.layers);
     }
+}
+
+#[test]
+fn a_table_without_a_form_gets_it() {
+    let model = net();
+    let options = Options { tolerance: 1e-3, ..options(1, 1) };
+    let mut costs = CostTable::new();
+    costs.measure(&model, &options, 1).unwrap();
+    let mut old = costs.clone();
+    for forms in old.layers.values_mut() {
+        forms.retain(|form, _| !form.contains("multiplied"));
+    }
+    assert_ne!(old.layers, costs.layers);
+    old.measure(&model, &options, 1).unwrap();
+    let names = |table: &CostTable| -> Vec<(String, Vec<String>)> {
+        table.layers.iter().map(|(layer, forms)| (layer.clone(), forms.keys().cloned().collect())).collect()
+    };
+    assert_eq!(names(&old), names(&costs));
 }
 
 #[test]
