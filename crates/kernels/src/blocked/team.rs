@@ -412,12 +412,67 @@ mod tests {
 
     #[test]
     fn who_has_nothing_to_do_within_a_run_sleeps_and_is_woken() {
-        let shift = Shift::default();
-        let work = Patient { shift: &shift, present: Default::default() };
-        std::thread::scope(|scope| {
-            scope.spawn(|| shift.help(&work, 1));
-            shift.lead(&work);
+        let (ended, end) = std::sync::mpsc::channel();
+        // In a thread of its own: who is not woken would wait for ever.
+        std::thread::spawn(move || {
+            let shift = Shift::default();
+            let work = Patient { shift: &shift, present: Default::default() };
+            std::thread::scope(|scope| {
+                scope.spawn(|| shift.help(&work, 1));
+                shift.lead(&work);
+            });
+            ended.send(work.present.map(AtomicUsize::into_inner))
         });
-        assert_eq!(work.present.map(AtomicUsize::into_inner), [2, 2]);
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok([2, 2]));
+    }
+
+    /// A step of two jobs that are there at once, of which one may panic.
+    #[derive(Default)]
+    struct Fragile {
+        victim: Option<usize>,
+        present: AtomicUsize,
+        done: AtomicUsize,
+    }
+
+    impl Work for Fragile {
+        fn steps(&self) -> usize {
+            1
+        }
+
+        fn jobs(&self, _: usize) -> usize {
+            2
+        }
+
+        fn run(&self, _: usize, _: usize, worker: usize) {
+            if self.victim.is_some() {
+                self.present.fetch_add(1, Ordering::SeqCst);
+                soon("both jobs run at once", || self.present.load(Ordering::SeqCst) == 2);
+            }
+            assert!(self.victim != Some(worker), "as the test wants it");
+            self.done.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn finished(&self, _: usize) {}
+    }
+
+    #[test]
+    fn a_job_that_panics_ends_the_run_and_not_the_team() {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = || Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+            for victim in [0, 1] {
+                for team in [Team::new(2).unwrap(), Team::rayon(pool(), 2)] {
+                    let fragile = Fragile { victim: Some(victim), ..Fragile::default() };
+                    let run = std::panic::AssertUnwindSafe(|| team.run(&fragile));
+                    assert!(std::panic::catch_unwind(run).is_err(), "worker {victim}");
+                    assert_eq!(fragile.done.into_inner(), 1, "worker {victim}");
+                    let sound = Fragile::default();
+                    team.run(&sound);
+                    assert_eq!(sound.done.into_inner(), 2, "after worker {victim}");
+                }
+            }
+            ended.send(())
+        });
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(()));
     }
 }

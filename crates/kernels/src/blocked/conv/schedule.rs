@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pack::Filters;
 use super::{View, Window};
 
-/// Multiply-accumulate operations that are worth a job of its own (some 5 us).
+/// Multiply-accumulate operations that are worth a job of its own (some half a microsecond).
 const GRAIN: usize = 64 * 1024;
 /// Pixels that share weights in the first-level cache, if there are as many.
 const PIXELS: usize = 512;
