@@ -29,6 +29,9 @@ pub struct StepInfo {
     pub result: cofilter_graph::Shape,
     /// Multiply-accumulate operations for one image.
     pub macs: usize,
+    /// Images of a batch for which it runs before the steps after it do: the batch, unless several steps run for some images at a
+    /// time.
+    pub images: usize,
     /// Bytes of weights and biases as the backend keeps them: padded, transformed or rounded.
     pub weight_bytes: usize,
 }

@@ -4,7 +4,10 @@ mod estimate;
 mod form;
 mod kernel;
 mod layout;
+mod parts;
 mod product;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tune;
 
 use crate::arena::LINE;
@@ -33,14 +36,24 @@ impl Executor {
 
     /// With the given forms of the program's units.
     fn with_forms(program: &Program, units: &[(Unit, Form)], options: &Options) -> Result<Self> {
+        Self::with_parts(program, units, options, &parts::parts)
+    }
+
+    /// With the given forms, and cut into parts by a rule.
+    fn with_parts(
+        program: &Program,
+        units: &[(Unit, Form)],
+        options: &Options,
+        cut: parts::Cut<'_>,
+    ) -> Result<Self> {
         let team = options.workers()?;
-        let layout = Layout::new(program, units, options.batch)?;
-        let (steps, infos) = kernel::steps(program, units, &layout, options);
+        let layout = Layout::new(program, units, options, cut)?;
+        let (parts, infos) = kernel::steps(program, units, &layout, options);
         let owners = layout.work.iter().map(Work::unit).collect();
         let input_len = program.input().elements();
         let output_len = program.output().shape.elements();
         let arena_len = layout.arena_len;
-        let sequence = Sequence::new(steps, options.batch, arena_len, input_len, output_len);
+        let sequence = Sequence::new(parts, options.batch, arena_len, input_len, output_len);
         let scratch_len = sequence.scratch_len(team.threads());
         check_memory(arena_len.saturating_add(scratch_len))?;
         Ok(Self { sequence, infos, owners, team, arena_len, scratch_len })

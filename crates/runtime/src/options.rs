@@ -47,6 +47,10 @@ pub struct Options {
     /// Measured times by which the way of computing each layer is chosen; without them, or for a layer that is not among them, it
     /// is estimated. Results of different ways differ in their rounding.
     pub costs: Option<Arc<CostTable>>,
+    /// Bytes that stay in the caches of the machine from one step to the next, about. Where the maps of a batch are larger, several steps
+    /// run for some of its images before they run for the next ones. 0: every step runs for the whole batch. Results do not
+    /// depend on it.
+    pub cache: usize,
     /// Most bytes that the plan and one session may hold, if there is a limit.
     pub max_memory: Option<usize>,
 }
@@ -61,6 +65,7 @@ impl Default for Options {
             tolerance: 1e-4,
             linear_weights: Storage::F32,
             costs: None,
+            cache: 6_000_000,
             max_memory: None,
         }
     }

@@ -83,7 +83,7 @@ impl Plan {
         self.executable.memory()
     }
 
-    /// A table for people: steps, algorithms, result shapes, MACs, weight bytes; then memory.
+    /// A table for people: steps, algorithms, result shapes, images at once, MACs, weight bytes; then memory.
     #[must_use]
     pub fn describe(&self) -> String {
         let steps = self.steps();
@@ -95,16 +95,19 @@ impl Plan {
             BackendKind::Cpu => cofilter_kernels::cpu_tier(),
         };
         let mut text = format!("{} backend ({tier}), batch {batch}, {threads} thread(s)\n", backend.name());
-        let mut line = |cells: [&str; 5]| {
-            let [nodes, algorithm, result, macs, bytes] = cells;
-            writeln!(text, "{nodes:width$}  {algorithm:kind$}  {result:>12}  {macs:>12}  {bytes:>12}")
-                .expect("writing to a string cannot fail");
+        let mut line = |cells: [&str; 6]| {
+            let [nodes, algorithm, result, images, macs, bytes] = cells;
+            writeln!(
+                text,
+                "{nodes:width$}  {algorithm:kind$}  {result:>12}  {images:>6}  {macs:>12}  {bytes:>12}"
+            )
+            .expect("writing to a string cannot fail");
         };
-        line(["nodes", "algorithm", "result", "MACs", "weight bytes"]);
+        line(["nodes", "algorithm", "result", "images", "MACs", "weight bytes"]);
         for s in &steps {
-            let (result, macs, bytes) =
-                (s.result.to_string(), s.macs.to_string(), s.weight_bytes.to_string());
-            line([&s.nodes, &s.algorithm, &result, &macs, &bytes]);
+            let (result, images, macs, bytes) =
+                (s.result.to_string(), s.images.to_string(), s.macs.to_string(), s.weight_bytes.to_string());
+            line([&s.nodes, &s.algorithm, &result, &images, &macs, &bytes]);
         }
         let macs: usize = steps.iter().map(|s| s.macs).sum();
         let Memory { weight_bytes, arena_bytes, scratch_bytes } = self.memory();

@@ -89,6 +89,7 @@ impl Executable for Executor {
             algorithm: format!("{}, f64 loops", node.op().kind()),
             result: node.shape(),
             macs: cost.macs,
+            images: 1,
             weight_bytes: self.weight_bytes(id),
         };
         self.model.graph().iter().zip(macs.nodes()).map(info).collect()

@@ -37,7 +37,7 @@ impl Profile {
         let event = |time: &StepTime| {
             let ts = start;
             start += time.time_us;
-            let StepInfo { nodes, algorithm, result, macs, weight_bytes } = &time.step;
+            let StepInfo { nodes, algorithm, result, macs, images, weight_bytes } = &time.step;
             serde_json::json!({
                 "name": nodes,
                 "cat": algorithm,
@@ -50,6 +50,7 @@ impl Profile {
                     "algorithm": algorithm,
                     "result": result.to_string(),
                     "macs": macs,
+                    "images_at_once": images,
                     "weight_bytes": weight_bytes,
                 },
             })

@@ -13,6 +13,8 @@ pub(crate) struct Memory {
     pub(crate) images: *const f32,
     pub(crate) arena: *mut f32,
     pub(crate) logits: *mut f32,
+    /// The image of the batch that the steps see as the first one.
+    pub(crate) first: usize,
 }
 
 // SAFETY: see above: jobs that run at once write disjoint numbers, and none that another one reads.
@@ -42,13 +44,13 @@ impl Memory {
     /// Pointer to a pixel of a block, see [`View::at`].
     #[inline]
     pub(crate) fn at(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *const f32 {
-        self.base(view).wrapping_add(view.at(image, block, y, x))
+        self.base(view).wrapping_add(self.first * view.advance + view.at(image, block, y, x))
     }
 
     /// Pointer to a pixel of a block that is written, see [`View::at`].
     #[inline]
     pub(crate) fn at_mut(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *mut f32 {
-        self.base_mut(view).wrapping_add(view.at(image, block, y, x))
+        self.base_mut(view).wrapping_add(self.first * view.advance + view.at(image, block, y, x))
     }
 
     /// Zeroes the border beside `rows` of some blocks of an image, and above and below them where they are the first and last.

@@ -26,7 +26,7 @@ mod winograd;
 pub use aligned::Aligned;
 pub use conv::{Weights, Window};
 pub use linear::{LinearWeights, Storage};
-pub use sequence::{Sequence, Step};
+pub use sequence::{Part, Sequence, Step};
 pub use team::Team;
 pub use view::{BLOCK, Place, View};
 pub use winograd::WinogradTile;

@@ -57,10 +57,21 @@ impl Step {
     }
 }
 
-/// Steps that were checked against the memory they will run in.
+/// Steps that run one after the other for some images of a batch, then for the next ones.
+///
+/// What lies between two of them can then be smaller than a cache, where the maps of the whole batch are not.
+#[derive(Debug)]
+pub struct Part {
+    /// The steps, made for so many images.
+    pub steps: Vec<Step>,
+    /// Images at once, above 0.
+    pub images: usize,
+}
+
+/// Parts that were checked against the memory they will run in.
 #[derive(Debug)]
 pub struct Sequence {
-    steps: Vec<Step>,
+    parts: Vec<Part>,
     /// Images that the memory has room for.
     images: usize,
     arena_len: usize,
@@ -78,15 +89,18 @@ impl Sequence {
     /// `images_len` and `logits_len` are those of one image.
     ///
     /// # Panics
-    /// If a view does not stay inside, or a step writes what it reads.
+    /// If a view does not stay inside, or a step writes what it reads, or a part takes no images.
     pub fn new(
-        steps: Vec<Step>,
+        parts: Vec<Part>,
         images: usize,
         arena_len: usize,
         images_len: usize,
         logits_len: usize,
     ) -> Self {
-        for (index, step) in steps.iter().enumerate() {
+        let steps =
+            parts.iter().flat_map(|part| part.steps.iter().map(|step| (part.images.min(images), step)));
+        for (index, (at_once, step)) in steps.clone().enumerate() {
+            assert!(at_once > 0, "step {index}: no images at once");
             let write = step.stage.write();
             assert!(write.place != Place::Images, "step {index} writes the images");
             for view in step.stage.reads().into_iter().chain([write]) {
@@ -95,8 +109,13 @@ impl Sequence {
                     Place::Arena => arena_len,
                     Place::Logits => logits_len * images,
                 };
-                let extent = view.extent(images);
+                let extent = view.extent(view.held(images, at_once));
                 assert!(extent.end <= len, "step {index}: {extent:?} of a memory of {len}: {view:?}");
+                assert!(
+                    view.advance == view.image_stride || view.advance == 0 && view.place == Place::Arena,
+                    "step {index}: parts of a batch are {} apart: {view:?}",
+                    view.advance
+                );
                 if view.place != Place::Arena {
                     let one = if view.place == Place::Images { images_len } else { logits_len };
                     assert!(view.image_stride == one, "step {index}: images are {one} apart: {view:?}");
@@ -104,21 +123,17 @@ impl Sequence {
             }
             if !step.stage.in_place() {
                 for read in step.stage.reads() {
+                    let held = [read, write].map(|view| view.held(images, at_once));
                     assert!(
-                        !read.overlaps(write, images),
+                        !read.overlaps(held[0], write, held[1]),
                         "step {index} writes what it reads: {read:?} {write:?}"
                     );
                 }
             }
         }
         let scratch_len =
-            steps.iter().map(|step| step.stage.scratch_len()).max().unwrap_or(0).next_multiple_of(LINE);
-        Self { steps, images, arena_len, images_len, logits_len, scratch_len }
-    }
-
-    /// The steps.
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
+            steps.map(|(_, step)| step.stage.scratch_len()).max().unwrap_or(0).next_multiple_of(LINE);
+        Self { parts, images, arena_len, images_len, logits_len, scratch_len }
     }
 
     /// Numbers of scratch memory that a team of `threads` needs.
@@ -149,11 +164,17 @@ impl Sequence {
         assert!(scratch.len() >= self.scratch_len(team.threads()), "length of scratch");
         let skip = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let times = times_us.map(|times| {
-            assert_eq!(times.len(), self.steps.len(), "one time for each step");
+            let steps: usize = self.parts.iter().map(|part| part.steps.len()).sum();
+            assert_eq!(times.len(), steps, "one time for each step");
+            times.fill(0.0);
             std::sync::Mutex::new((Instant::now(), times))
         });
-        let memory =
-            Memory { images: images.as_ptr(), arena: arena.as_mut_ptr(), logits: logits.as_mut_ptr() };
+        let memory = Memory {
+            images: images.as_ptr(),
+            arena: arena.as_mut_ptr(),
+            logits: logits.as_mut_ptr(),
+            first: 0,
+        };
         let scratch = Scratch(scratch[skip..].as_mut_ptr());
         team.run(&Run { sequence: self, n, memory, scratch, times });
     }
@@ -172,27 +193,58 @@ struct Run<'a> {
     times: Option<std::sync::Mutex<(Instant, &'a mut [f64])>>,
 }
 
+/// What a turn of a run computes.
+struct Turn<'a> {
+    stage: &'a dyn Stage,
+    /// Which of all steps it is.
+    index: usize,
+    /// First image, and how many.
+    first: usize,
+    images: usize,
+}
+
+impl Run<'_> {
+    /// Each part's steps for its first images, then for the next ones.
+    fn turn(&self, mut turn: usize) -> Turn<'_> {
+        let mut before = 0;
+        for part in &self.sequence.parts {
+            let turns = part.steps.len() * self.n.div_ceil(part.images);
+            if turn < turns {
+                let (index, first) = (turn % part.steps.len(), turn / part.steps.len() * part.images);
+                let images = part.images.min(self.n - first);
+                return Turn { stage: &*part.steps[index].stage, index: before + index, first, images };
+            }
+            turn -= turns;
+            before += part.steps.len();
+        }
+        unreachable!("a turn beyond the last one")
+    }
+}
+
 impl Work for Run<'_> {
     fn steps(&self) -> usize {
-        self.sequence.steps.len()
+        self.sequence.parts.iter().map(|part| part.steps.len() * self.n.div_ceil(part.images)).sum()
     }
 
-    fn jobs(&self, step: usize) -> usize {
-        self.sequence.steps[step].stage.jobs(self.n)
+    fn jobs(&self, turn: usize) -> usize {
+        let Turn { stage, images, .. } = self.turn(turn);
+        stage.jobs(images)
     }
 
-    fn run(&self, step: usize, job: usize, worker: usize) {
+    fn run(&self, turn: usize, job: usize, worker: usize) {
+        let Turn { stage, first, images, .. } = self.turn(turn);
+        let memory = Memory { first, ..self.memory };
         let scratch = self.scratch.0.wrapping_add(worker * self.sequence.scratch_len);
         // SAFETY: the sequence was checked, the slices have the lengths it was checked for, the team runs every job once and a
         // step after all jobs of the one before, and `worker` tells apart who runs at once.
-        unsafe { self.sequence.steps[step].stage.run(job, self.n, &self.memory, scratch) }
+        unsafe { stage.run(job, images, &memory, scratch) }
     }
 
-    fn finished(&self, step: usize) {
+    fn finished(&self, turn: usize) {
         if let Some(times) = &self.times {
             let mut times = times.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let now = Instant::now();
-            times.1[step] = (now - times.0).as_secs_f64() * 1e6;
+            times.1[self.turn(turn).index] += (now - times.0).as_secs_f64() * 1e6;
             times.0 = now;
         }
     }

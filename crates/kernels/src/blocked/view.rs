@@ -37,6 +37,11 @@ pub struct View {
     pub offset: usize,
     /// From one image to the next.
     pub image_stride: usize,
+    /// From the first image of a part of a batch to that of the next, for each image in between: [`image_stride`] for a map of the
+    /// whole batch, 0 for one that is computed and read again part by part, in the same memory.
+    ///
+    /// [`image_stride`]: Self::image_stride
+    pub advance: usize,
     /// From one block to the next.
     pub block_stride: usize,
     /// From one row to the next.
@@ -71,6 +76,7 @@ impl View {
             place: Place::Arena,
             offset: start + border[0] * row_stride + border[1] * BLOCK,
             image_stride: lanes.len() * block_stride,
+            advance: lanes.len() * block_stride,
             block_stride,
             row_stride,
             pixel_stride: BLOCK,
@@ -97,10 +103,12 @@ impl View {
         let phase_stride = (left + size[1] + border[1]).div_ceil(phases);
         let row_stride = phase_stride * phases;
         let block_stride = (size[0] + 2 * border[0]) * row_stride;
+        let image_stride = (channels * block_stride).next_multiple_of(BLOCK);
         Self {
             place: Place::Arena,
             offset: start + border[0] * row_stride + left / phases,
-            image_stride: (channels * block_stride).next_multiple_of(BLOCK),
+            image_stride,
+            advance: image_stride,
             block_stride,
             row_stride,
             pixel_stride: 1,
@@ -119,6 +127,7 @@ impl View {
             place,
             offset: 0,
             image_stride: channels * plane,
+            advance: channels * plane,
             block_stride: plane,
             row_stride: size[1],
             pixel_stride: 1,
@@ -133,6 +142,16 @@ impl View {
     /// The same view of memory that begins `by` numbers later.
     pub fn moved(self, by: usize) -> Self {
         Self { offset: self.offset + by, ..self }
+    }
+
+    /// The same view of memory that holds a part of a batch at a time.
+    pub fn reused(self) -> Self {
+        Self { advance: 0, ..self }
+    }
+
+    /// Images that its memory has room for, of a batch of `whole` that is computed `part` by `part`.
+    pub fn held(&self, whole: usize, part: usize) -> usize {
+        if self.advance == 0 { part } else { whole }
     }
 
     /// Channels in all.
@@ -187,12 +206,12 @@ impl View {
         first..last
     }
 
-    /// Whether two views may share a number. Views of different blocks of one map do not.
-    pub fn overlaps(&self, other: &Self, images: usize) -> bool {
+    /// Whether two views, of so many images, may share a number. Views of different blocks of one map do not.
+    pub fn overlaps(&self, images: usize, other: &Self, others: usize) -> bool {
         if self.place != other.place {
             return false;
         }
-        let (a, b) = (self.extent(images), other.extent(images));
+        let (a, b) = (self.extent(images), other.extent(others));
         if a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start {
             return false;
         }

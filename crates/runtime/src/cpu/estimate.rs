@@ -33,6 +33,43 @@ pub(super) fn cycles(program: &Program, unit: Unit, form: Form, options: &Option
     }
 }
 
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate"
+)]
+/// Bytes of the weights of a unit (or of the first of its two steps, or of the second one where they are apart), about, and the
+/// pixels of its result for which they are read; none if there are no weights.
+pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool) -> (usize, Option<usize>) {
+    let of = |step: &Step, algorithm: Algorithm| {
+        let pixels = step.result.shape.spatial().iter().product::<usize>().max(1);
+        let more = match algorithm {
+            Algorithm::Winograd(tile) => (tile.size() + 2).pow(2) as f64 / 9.0,
+            _ => 1.0,
+        };
+        ((step.macs / pixels * size_of::<f32>()) as f64 * more) as usize
+    };
+    let steps = program.steps();
+    let (bytes, result) = match (unit, form) {
+        (Unit::Two(a, b), Form::Apart(algorithm, other)) => {
+            let (index, algorithm) = if first { (a, algorithm) } else { (b, other) };
+            (of(&steps[index], algorithm), &steps[index])
+        }
+        (Unit::Two(a, b), Form::Multiplied(algorithm)) => {
+            let product = multiplied(&steps[a], &steps[b]);
+            (product.map_or(0, |product| of(&product, algorithm)), &steps[b])
+        }
+        (Unit::Two(a, b), _) => {
+            (of(&steps[a], Algorithm::Direct) + of(&steps[b], Algorithm::Direct), &steps[b])
+        }
+        (Unit::One(index), Form::One(algorithm)) => (of(&steps[index], algorithm), &steps[index]),
+        (Unit::One(index), _) => (0, &steps[index]),
+    };
+    let pixels = result.result.shape.spatial().iter().product();
+    (bytes, (bytes > 0).then_some(pixels))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
     let images = options.batch as f64;

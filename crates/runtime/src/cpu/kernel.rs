@@ -2,21 +2,42 @@
 
 use super::form::{self, Algorithm, Form, Unit};
 use super::layout::{Layout, Work};
+use super::parts;
 use super::product::{multiplied, product};
 use crate::backend::StepInfo;
 use crate::{Options, Program, Step};
 use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind};
-use cofilter_kernels::blocked::{self, LinearWeights, Storage, View, Weights};
+use cofilter_kernels::blocked::{self, LinearWeights, Part, Storage, View, Weights};
 
-/// The kernels' steps in order, and what each is.
+/// The kernels' steps in order, in parts, and what each is.
 pub(super) fn steps(
     program: &Program,
     units: &[(Unit, Form)],
     layout: &Layout,
     options: &Options,
-) -> (Vec<blocked::Step>, Vec<StepInfo>) {
-    let steps = layout.work.iter().map(|work| match work {
-        Work::Copy { src, dst } => copy(&layout.view(*src), &layout.view(*dst)),
+) -> (Vec<Part>, Vec<StepInfo>) {
+    let mut infos = Vec::new();
+    let part = |part: &parts::Part| {
+        // Each is made for the images that it sees at once.
+        let options = Options { batch: part.images, ..options.clone() };
+        let works = layout.work[part.steps.clone()].iter();
+        let (steps, of): (Vec<_>, Vec<_>) =
+            works.map(|work| step(work, program, units, layout, &options)).unzip();
+        infos.extend(of);
+        Part { steps, images: part.images }
+    };
+    (layout.parts.iter().map(part).collect(), infos)
+}
+
+fn step(
+    work: &Work,
+    program: &Program,
+    units: &[(Unit, Form)],
+    layout: &Layout,
+    options: &Options,
+) -> (blocked::Step, StepInfo) {
+    match work {
+        Work::Copy { src, dst } => copy(&layout.view(*src), &layout.view(*dst), options),
         Work::Unit { unit, first, srcs, add, dst } => {
             let srcs: Vec<View> = srcs.iter().map(|src| layout.view(*src)).collect();
             let add = add.map(|add| layout.view(add));
@@ -44,8 +65,7 @@ pub(super) fn steps(
                 (Unit::One(_), _) => unreachable!("a single step has no form of a pair"),
             }
         }
-    });
-    steps.unzip()
+    }
 }
 
 /// What a step reads and writes.
@@ -55,12 +75,13 @@ struct Maps<'a> {
     dst: &'a View,
 }
 
-fn copy(src: &View, dst: &View) -> (blocked::Step, StepInfo) {
+fn copy(src: &View, dst: &View, options: &Options) -> (blocked::Step, StepInfo) {
     let info = StepInfo {
         nodes: "layout".into(),
         algorithm: if dst.pixel_stride == 1 { "copy to planes" } else { "copy to blocks" }.into(),
         result: cofilter_graph::Shape::map(dst.channels(), dst.size[0], dst.size[1]),
         macs: 0,
+        images: options.batch,
         weight_bytes: 0,
     };
     (blocked::Step::relayout(src, dst), info)
@@ -68,17 +89,18 @@ fn copy(src: &View, dst: &View) -> (blocked::Step, StepInfo) {
 
 fn one(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options) -> (blocked::Step, StepInfo) {
     let (kernel, text) = kernel(step, algorithm, maps, options);
-    let info = info(&[step], text, &kernel);
+    let info = info(&[step], text, &kernel, options);
     (kernel, info)
 }
 
-fn info(steps: &[&Step], algorithm: String, kernel: &blocked::Step) -> StepInfo {
+fn info(steps: &[&Step], algorithm: String, kernel: &blocked::Step, options: &Options) -> StepInfo {
     let nodes: Vec<&str> = steps.iter().flat_map(|step| &step.nodes).map(String::as_str).collect();
     StepInfo {
         nodes: nodes.join("+"),
         algorithm,
         result: steps[steps.len() - 1].result.shape,
         macs: steps.iter().map(|step| step.macs).sum(),
+        images: options.batch,
         weight_bytes: kernel.weight_bytes(),
     }
 }
@@ -98,7 +120,7 @@ fn pair(
     let Maps { srcs, add, dst } = *maps;
     let (images, threads) = (options.batch, options.threads);
     let kernel = blocked::Step::conv_pair(first.1, segments, second.1, &srcs[0], add, dst, images, threads);
-    let info = info(&steps, text, &kernel);
+    let info = info(&steps, text, &kernel, options);
     (kernel, info)
 }
 

@@ -1,13 +1,15 @@
 //! Where the values of a program lie: blocked maps with the borders that their readers need, concatenations whose operands are
 //! written straight into their part, one arena.
 
+use super::estimate;
 use super::form::{self, Unit};
+use super::parts::{self, Load, Part};
 use super::product::multiplied;
 use crate::arena::{self, Lifetime};
-use crate::{Error, Program, Result, Step, Value};
+use crate::{Error, Options, Program, Result, Step, Value};
 use cofilter_graph::{Op, Shape};
 use cofilter_kernels::blocked::{BLOCK, Place, View};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most numbers of a map: as many as any number of maps may have without a sum that overflows.
 const MOST: usize = isize::MAX as usize >> 12;
@@ -20,8 +22,12 @@ pub(super) struct Layout {
     /// The first ones are the values of the program, by id.
     maps: Vec<Map>,
     pub(super) work: Vec<Work>,
+    /// The work in parts, each for so many images at once.
+    pub(super) parts: Vec<Part>,
     pub(super) arena_len: usize,
     offsets: Vec<Option<usize>>,
+    /// Whether a map holds the images of a part only.
+    reused: Vec<bool>,
 }
 
 /// A map in memory.
@@ -67,6 +73,15 @@ impl Work {
             Self::Unit { unit, .. } => Some(*unit),
         }
     }
+
+    /// What it reads and writes.
+    fn maps(&self) -> impl Iterator<Item = usize> {
+        let (srcs, add, dst) = match self {
+            Self::Copy { src, dst } => (std::slice::from_ref(src), None, *dst),
+            Self::Unit { srcs, add, dst, .. } => (&**srcs, *add, *dst),
+        };
+        srcs.iter().copied().chain(add).chain([dst])
+    }
 }
 
 /// A form in which a step wants a value.
@@ -89,7 +104,12 @@ enum Form {
 impl Layout {
     /// # Errors
     /// [`Error::Option`] if the maps of a batch cannot be addressed.
-    pub(super) fn new(program: &Program, units: &[(Unit, form::Form)], batch: usize) -> Result<Self> {
+    pub(super) fn new(
+        program: &Program,
+        units: &[(Unit, form::Form)],
+        options: &Options,
+        cut: parts::Cut<'_>,
+    ) -> Result<Self> {
         let segments = segments(program);
         let slots = slots(program, &segments);
         // What is computed instead of two steps.
@@ -116,35 +136,65 @@ impl Layout {
         }
         builder.output(program.output().id);
         let Builder { maps, work, .. } = builder;
-        let mut layout = Self { offsets: vec![None; maps.len()], maps, work, arena_len: 0 };
-        layout.place(batch)?;
+        let mut layout = Self {
+            offsets: vec![None; maps.len()],
+            reused: vec![false; maps.len()],
+            maps,
+            work,
+            parts: Vec::new(),
+            arena_len: 0,
+        };
+        let loads = layout.loads(program, units);
+        layout.place(&loads, options, cut)?;
         Ok(layout)
     }
 
-    /// Gives every map of its own an offset in the arena.
-    fn place(&mut self, batch: usize) -> Result<()> {
-        let mut lifetimes: BTreeMap<usize, Lifetime> = BTreeMap::new();
-        for (index, work) in self.work.iter().enumerate() {
-            let (reads, dst) = match work {
-                Work::Copy { src, dst } => (vec![*src], *dst),
-                Work::Unit { srcs, add, dst, .. } => (srcs.iter().copied().chain(*add).collect(), *dst),
+    /// What each thing to do moves.
+    fn loads(&self, program: &Program, units: &[(Unit, form::Form)]) -> Vec<Load> {
+        let load = |work: &Work| {
+            let mut maps: Vec<usize> = work.maps().map(|map| self.root(map).0).collect();
+            maps.sort_unstable();
+            maps.dedup();
+            let (weights, pixels) = match work {
+                Work::Copy { .. } => (0, None),
+                Work::Unit { unit, first, .. } => estimate::weights(program, units[*unit], *first),
             };
-            for map in reads.into_iter().chain([dst]) {
-                let root = self.root(map).0;
-                if matches!(self.maps[root].home, Home::Arena { .. }) {
-                    let map = self.form(root);
-                    let len = map.image_stride.checked_mul(batch).filter(|len| *len <= MOST);
-                    let len = len.ok_or_else(|| Error::Option {
-                        option: "batch",
-                        reason: format!(
-                            "{batch} images of {} values and their borders are more than memory can address",
-                            map.image_stride
-                        ),
-                    })?;
-                    let life = lifetimes.entry(root).or_insert(Lifetime { born: index, dies: index, len });
-                    life.dies = index;
+            Load { weights, pixels, maps }
+        };
+        self.work.iter().map(load).collect()
+    }
+
+    /// Decides which steps run for a few images at a time, and gives every map of its own an offset in the arena.
+    fn place(&mut self, loads: &[Load], options: &Options, cut: parts::Cut<'_>) -> Result<()> {
+        let batch = options.batch;
+        let own = |map: &usize| matches!(self.maps[*map].home, Home::Arena { .. });
+        let used: BTreeSet<usize> = loads.iter().flat_map(|load| &load.maps).copied().collect();
+        let bytes = used.iter().map(|map| (*map, size_of::<f32>() * self.form(*map).image_stride)).collect();
+        self.parts = cut(loads, &bytes, options);
+        let part_of = |index: usize| self.parts.iter().find(|part| part.steps.contains(&index));
+        // Until when a map is needed, and its parts: what is read in one, or was written before, stays until that is over.
+        let mut lifetimes: BTreeMap<usize, Lifetime> = BTreeMap::new();
+        for map in used.iter().copied().filter(own) {
+            let uses: Vec<usize> =
+                (0..loads.len()).filter(|index| loads[*index].maps.contains(&map)).collect();
+            let (born, dies) = (uses[0], uses[uses.len() - 1]);
+            let part = part_of(born).filter(|part| parts::inside(part, &(born..dies + 1)));
+            let (born, dies, images) = match part {
+                Some(part) => (born, dies, part.images),
+                None => {
+                    let first = part_of(born).map_or(born, |part| part.steps.start);
+                    (first, part_of(dies).map_or(dies, |part| part.steps.end - 1), batch)
                 }
-            }
+            };
+            let stride = self.form(map).image_stride;
+            let len = stride.checked_mul(images).filter(|len| *len <= MOST).ok_or_else(|| Error::Option {
+                option: "batch",
+                reason: format!(
+                    "{images} images of {stride} values and their borders are more than memory can address"
+                ),
+            })?;
+            self.reused[map] = images < batch;
+            lifetimes.insert(map, Lifetime { born, dies, len });
         }
         let buffers: Vec<Lifetime> = lifetimes.values().copied().collect();
         let (offsets, arena_len) = arena::place(&buffers);
@@ -187,6 +237,7 @@ impl Layout {
     pub(super) fn view(&self, map: usize) -> View {
         let (root, first) = self.root(map);
         let view = self.form(root).moved(self.offsets[root].unwrap_or(0));
+        let view = if self.reused[root] { view.reused() } else { view };
         if root == map {
             return view;
         }

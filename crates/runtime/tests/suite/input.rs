@@ -130,7 +130,7 @@ fn senseless_options_are_refused() {
         assert!(message.starts_with(&format!("option `batch`: {batch} images")), "{message}");
     }
     // 2^40 images: addressable, but more than any machine's address space.
-    let message = compile_error(&options(1 << 40, 1));
+    let message = compile_error(&Options { cache: 0, ..options(1 << 40, 1) });
     assert!(message.starts_with("option `batch`: a session would need "), "{message}");
     let team = Arc::new(Team::new(2).unwrap());
     let message = compile_error(&Options { team: Some(team), ..options(1, 3) });

@@ -118,7 +118,7 @@ impl Stage for Pair {
         let middle = &self.first.dst;
         // The scratch memory holds these images and rows only: the map would begin this far before it.
         let before = images.start * middle.image_stride + rows.start * middle.row_stride;
-        let inside = Memory { arena: scratch.wrapping_sub(before), ..*memory };
+        let inside = Memory { arena: scratch.wrapping_sub(before), first: 0, ..*memory };
         let job = |conv: &Conv| Job {
             images: images.clone(),
             rows: rows.clone(),
