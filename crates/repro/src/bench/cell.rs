@@ -22,6 +22,8 @@ pub(super) const TOLERANCE: f64 = 1e-3;
 pub(super) const OURS: &str = "cofilter";
 /// Our plan without Winograd's method, while it is timed.
 const DIRECT: &str = "cofilter, direct";
+/// Our plan with every step for the whole batch before the next one, while it is timed.
+const WHOLE: &str = "cofilter, step by step";
 
 /// Times of one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub(super) struct Cell {
     pub(super) max_error: f64,
     /// Our plan without Winograd's method.
     pub(super) direct: Option<Times>,
+    /// Our plan with every step for the whole batch before the next one; none for a batch of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) whole: Option<Times>,
     /// Why an engine has no times.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) failures: BTreeMap<String, String>,
@@ -113,16 +118,23 @@ fn measure(
 ) -> Result<Cell> {
     let threads = yardstick.threads;
     let plan_options = PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
-    let mut session = tuned(subject, &plan_options)?;
-    let mut direct = tuned(subject, &PlanOptions { tolerance: 0.0, ..plan_options })?;
+    let session = tuned(subject, &plan_options)?;
     let plan = session.plan().clone();
+    let mut ours = vec![(OURS, session)];
+    ours.push((DIRECT, tuned(subject, &PlanOptions { tolerance: 0.0, ..plan_options })?));
+    if batch > 1 {
+        let whole = PlanOptions { cache: 0, ..plan.options().clone() };
+        ours.push((WHOLE, Plan::compile(&subject.model, &whole)?.session()));
+    }
     let images = images(batch * plan.input_len());
     let mut logits = vec![f32::NAN; batch * plan.output_len()];
-    session.run(&images, &mut logits)?;
-    let mut others = vec![f32::NAN; logits.len()];
-    direct.run(&images, &mut others)?;
-    let error = difference(&others, &logits)?;
-    ensure!(error <= TOLERANCE, "without Winograd's method the result differs by {error:e}");
+    ours[0].1.run(&images, &mut logits)?;
+    for (name, session) in &mut ours[1..] {
+        let mut others = vec![f32::NAN; logits.len()];
+        session.run(&images, &mut others)?;
+        let error = difference(&others, &logits)?;
+        ensure!(error <= TOLERANCE, "{name}: the result differs by {error:e}");
+    }
     let mut cell = Cell {
         net: subject.name.clone(),
         form: subject.form.into(),
@@ -132,6 +144,7 @@ fn measure(
         roofline_ms: roofline_ms(&subject.model, batch, yardstick),
         max_error: 0.0,
         direct: None,
+        whole: None,
         failures: BTreeMap::new(),
     };
     if workers.is_empty() {
@@ -154,12 +167,13 @@ fn measure(
         if round > FEWEST_ROUNDS && start.elapsed().as_secs_f64() > LONG {
             break;
         }
-        for turn in 0..ready.len() + 2 {
-            let who = (round + turn) % (ready.len() + 2);
+        let all = ready.len() + ours.len();
+        for turn in 0..all {
+            let who = (round + turn) % all;
             let turn = |name: &str| turns.get(name).copied().unwrap_or(Turn { runs: 1, settle: true });
             let (name, ms) = if let Some(which) = who.checked_sub(ready.len()) {
-                let (name, session) = if which == 0 { (OURS, &mut session) } else { (DIRECT, &mut direct) };
-                (name.to_owned(), time(session, &images, &mut logits, turn(name))?)
+                let (name, session) = &mut ours[which];
+                ((*name).to_owned(), time(session, &images, &mut logits, turn(name))?)
             } else {
                 let worker = &mut workers[ready[who]];
                 let Turn { runs, settle } = turn(&worker.name);
@@ -175,6 +189,7 @@ fn measure(
         }
     }
     cell.direct = times.remove(DIRECT).map(summary);
+    cell.whole = times.remove(WHOLE).map(summary);
     cell.engines = times.into_iter().map(|(name, ms)| (name, summary(ms))).collect();
     Ok(cell)
 }

@@ -32,6 +32,11 @@ fn over_roofline(cell: &Cell) -> f64 {
     cell.direct.map_or(f64::NAN, |times| times.p50_ms / cell.roofline_ms)
 }
 
+/// How many times longer our plan takes with every step for the whole batch before the next one.
+fn step_by_step(cell: &Cell) -> Option<f64> {
+    Some(cell.whole?.p50_ms / cell.engines.get(OURS)?.p50_ms)
+}
+
 /// One cell in a line, for the terminal.
 pub(super) fn line(cell: &Cell) -> String {
     let ours = cell.engines.get(OURS).map_or(f64::NAN, |t| t.p50_ms);
@@ -91,7 +96,8 @@ fn markdown(report: &Report, with_peers: bool) -> String {
              ours before it was timed (`error`: the largest difference relative to the range of the logits). `roofline` adds up, layer \
              by layer, the larger one of multiply-adds over the measured peak (without what Winograd's method saves) and, for \
              fully connected layers, weights over the measured bandwidth; `x roof` is our time over it, `direct x roof` that of \
-             our plan without Winograd's method, timed in the same turns. The other engines are called from \
+             our plan without Winograd's method, `step by step` the time over ours where every step computes the whole batch before \
+             the next one, both timed in the same turns. The other engines are called from \
              Python, PyTorch eagerly and op by op, the others once for a run. Our plans choose the \
              form of each layer by times measured before on the same machine. Low-rank networks: every convolution but the \
              first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at 124/106/128.\n";
@@ -119,8 +125,8 @@ fn markdown(report: &Report, with_peers: bool) -> String {
     text += "\n| network | form | batch | threads | ";
     text += &names.join(" | ");
     text += if with_peers { " | ratio" } else { "" };
-    text += " | p90 | roofline | x roof | direct x roof | error |\n|---|---|---|---|";
-    text += &"---|".repeat(names.len() + 5 + usize::from(with_peers));
+    text += " | p90 | roofline | x roof | direct x roof | step by step | error |\n|---|---|---|---|";
+    text += &"---|".repeat(names.len() + 6 + usize::from(with_peers));
     text.push('\n');
     for cell in &report.cells {
         let ours = cell.engines.get(OURS);
@@ -136,11 +142,12 @@ fn markdown(report: &Report, with_peers: bool) -> String {
         let (p50, p90) = ours.map_or((f64::NAN, f64::NAN), |t| (t.p50_ms, t.p90_ms));
         let _ = writeln!(
             text,
-            " {} | {} | {:.2} | {:.2} | {:.0e} |",
+            " {} | {} | {:.2} | {:.2} | {} | {:.0e} |",
             number(p90),
             number(cell.roofline_ms),
             p50 / cell.roofline_ms,
             over_roofline(cell),
+            step_by_step(cell).map_or("–".into(), |r| format!("{r:.2}")),
             cell.max_error
         );
     }
@@ -193,6 +200,7 @@ mod tests {
             roofline_ms: 0.5,
             max_error: 1e-6,
             direct: Some(times(0.75)),
+            whole: Some(times(1.5)),
             failures: [].into(),
         }
     }
@@ -210,14 +218,14 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("low-rank: geometric mean of the ratios 3.00 over 1 cells"), "{text}");
-        assert!(text.contains("0.50 **lost**") && text.contains("| 2.00 | 1.50 | 1e-6 |"), "{text}");
+        assert!(text.contains("0.50 **lost**") && text.contains("| 2.00 | 1.50 | 1.50 | 1e-6 |"), "{text}");
         let json = serde_json::to_value(&report).unwrap();
         let first = &json["cells"][0];
         assert_eq!(first["engines"]["cofilter"]["p50_ms"], 1.0);
         let keys: Vec<&str> = first.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             keys,
-            ["batch", "direct", "engines", "form", "max_error", "net", "roofline_ms", "threads"]
+            ["batch", "direct", "engines", "form", "max_error", "net", "roofline_ms", "threads", "whole"]
         );
     }
 
