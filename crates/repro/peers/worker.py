@@ -5,6 +5,9 @@
 {"load": ARTIFACT, "images": FILE, "batch": N, "logits": FILE}  compiles the network, runs it once, writes the result
 {"write": ONNX, "from": ARTIFACT}                               the network as ONNX, for one image
 {"time": RUNS, "settle": true}                                  one run to settle, then RUNS timed ones, in milliseconds
+{"train": ARTIFACT, "images": FILE, "labels": FILE, "batch": N, "rate": R, "momentum": M, "decay": D}
+                                                                begins to train (torch only), the batches of the file in turn
+{"steps": N}                                                    the next N iterations: milliseconds and loss of each, peak bytes
 """
 import json
 import os
@@ -93,17 +96,23 @@ def to_onnx(path, batch):
 def torch_run(path, images):
     """A function that runs the network in eager PyTorch."""
     import torch
-    import torch.nn.functional as F
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
+    forward, tensors, place = torch_network(path)
+    x = place(images)
+    return lambda: forward(x, tensors).numpy()
+
+
+def torch_network(path):
+    """The network in eager PyTorch as a function of images and tensors, its tensors, and what places an array in memory."""
+    import torch
+    import torch.nn.functional as F
     last = ENGINE == "torch-channels-last"
     form = torch.channels_last if last else torch.contiguous_format
     nodes, output, tensors = network(path)
     place = lambda a: torch.from_numpy(a).contiguous(memory_format=form) if a.ndim == 4 else torch.from_numpy(a)
-    tensors = {key: place(value) for key, value in tensors.items()}
-    x = place(images)
 
-    def run():
+    def forward(x, tensors):
         values = {}
         for node in nodes:
             op, name = node["op"], node["name"]
@@ -115,6 +124,9 @@ def torch_run(path, images):
                 y = F.conv2d(args[0], weight, bias, node["stride"], node["padding"], node["dilation"], node["groups"])
             elif op == "linear":
                 y = F.linear(args[0], weight, bias)
+            elif op == "batch_norm":  # of a network in training
+                running = tensors[name + ".running_mean"], tensors[name + ".running_var"]
+                y = F.batch_norm(args[0], *running, weight, bias, True, node["momentum"], node["eps"])
             elif op == "relu":
                 y = F.relu(args[0])
             elif op == "add":
@@ -125,6 +137,9 @@ def torch_run(path, images):
                 y = torch.flatten(args[0], 1)
             elif op == "softmax":
                 y = F.softmax(args[0], 1)
+            elif op == "lrn" and node["region"] == "within_channel":
+                squares = F.avg_pool2d(args[0] * args[0], node["size"], 1, node["size"] // 2)
+                y = args[0] / (node["k"] + node["alpha"] * squares) ** node["beta"]
             elif op == "lrn":
                 y = F.local_response_norm(args[0], node["size"], node["alpha"], node["beta"], node["k"])
             elif op == "pool2d" and node["kind"] == "max":
@@ -138,9 +153,46 @@ def torch_run(path, images):
             else:
                 raise ValueError(f"{name}: cannot run `{op}`")
             values[name] = y
-        return values[output].numpy()
+        return values[output]
 
-    return run
+    return forward, {key: place(value) for key, value in tensors.items()}, place
+
+
+class Training:
+    """Stochastic gradient descent in eager PyTorch, from the weights of an artifact."""
+
+    def __init__(self, command):
+        import torch
+        torch.set_num_threads(THREADS)
+        torch.set_grad_enabled(True)
+        self.forward, self.tensors, place = torch_network(command["train"])
+        labels = np.fromfile(command["labels"], np.uint32).astype(np.int64).reshape(-1, command["batch"])
+        shape = extents(network(command["train"])[0][0]["shape"])
+        images = np.fromfile(command["images"], np.float32).reshape([*labels.shape] + shape)
+        # Laid out before the clock runs.
+        self.batches = [(place(x), torch.from_numpy(y)) for x, y in zip(images, labels)]
+        learnt = [t.requires_grad_() for key, t in self.tensors.items() if not key.endswith(("_mean", "_var"))]
+        self.sgd = torch.optim.SGD(learnt, command["rate"], command["momentum"], weight_decay=command["decay"], fused=True)
+        self.at = 0
+
+    def step(self):
+        import torch.nn.functional as F
+        images, labels = self.batches[self.at % len(self.batches)]
+        self.at += 1
+        self.sgd.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.forward(images, self.tensors), labels)
+        loss.backward()
+        self.sgd.step()
+        return loss.item()
+
+    def steps(self, count):
+        import resource
+        times, losses = [], []
+        for _ in range(count):
+            start = time.perf_counter()
+            losses.append(self.step())
+            times.append((time.perf_counter() - start) * 1e3)
+        return {"ms": times, "losses": losses, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def load(path, images, batch):
@@ -189,6 +241,11 @@ for line in sys.stdin:
             RUN = load(command["load"], command["images"], command["batch"])
             np.ascontiguousarray(RUN(), np.float32).tofile(command["logits"])
             answer = {"loaded": True}
+        elif "train" in command:
+            RUN = Training(command)
+            answer = {"ready": True}
+        elif "steps" in command:
+            answer = RUN.steps(command["steps"])
         elif "write" in command:
             with open(command["write"], "wb") as file:
                 file.write(to_onnx(command["from"], 1))

@@ -8,6 +8,7 @@ mod layers;
 mod peers;
 mod subject;
 mod table;
+mod train;
 mod tune;
 
 use anyhow::{Context as _, Result, ensure};
@@ -27,6 +28,8 @@ pub enum Bench {
     Nets(Options),
     /// Networks in our runtime, ONNX Runtime, OpenVINO and PyTorch (f32 all), interleaved in one run
     Peers(Options),
+    /// Training beside PyTorch's, interleaved in one run: images a second, loss curves, shares of an iteration
+    Train(Options),
     /// Measure what every way of computing the layers costs here, and keep it for plans
     Tune(Options),
 }
@@ -144,6 +147,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Gain(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
         Bench::Nets(options) => (options, &["--venv", "--write"]),
         Bench::Peers(options) => (options, &[]),
+        Bench::Train(options) => (options, &["--batch", "--budget", "--form", "--fresh", "--model"]),
         Bench::Tune(options) => (options, &["--budget", "--json", "--venv", "--write"]),
     };
     options.check()?;
@@ -154,6 +158,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Gain(options) => gain::run(options),
         Bench::Nets(options) => cell::run(options, false),
         Bench::Peers(options) => cell::run(options, true),
+        Bench::Train(options) => train::run(options),
         Bench::Tune(options) => tune::run(options),
     }
 }

@@ -1,6 +1,7 @@
 //! Other engines, each in a process of its own that is stopped while it is not its turn.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cofilter_train::Recipe;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -54,6 +55,19 @@ pub(super) struct Kit {
     script: PathBuf,
 }
 
+/// What an engine trains.
+#[derive(Clone, Copy)]
+pub(super) struct Training<'a> {
+    pub(super) model: &'a Path,
+    /// `[batches, batch, C, H, W]`.
+    pub(super) images: &'a Path,
+    /// `[batches, batch]`, 32 bits each.
+    pub(super) labels: &'a Path,
+    pub(super) batch: usize,
+    /// Of which rate, momentum and decay count.
+    pub(super) recipe: &'a Recipe,
+}
+
 /// An engine with a number of threads.
 pub(super) struct Worker {
     pub(super) name: String,
@@ -101,6 +115,33 @@ impl Worker {
         let times =
             answer["ms"].as_array().with_context(|| format!("{}: no times in {answer}", self.name))?;
         Ok(times.iter().filter_map(Value::as_f64).collect())
+    }
+
+    /// Begins to train a network on the batches of a file.
+    pub(super) fn train(&mut self, training: &Training<'_>) -> Result<()> {
+        let Training { model, images, labels, batch, recipe } = *training;
+        self.ask(&json!({
+            "train": model,
+            "images": images,
+            "labels": labels,
+            "batch": batch,
+            "rate": recipe.learning_rate,
+            "momentum": recipe.momentum,
+            "decay": recipe.weight_decay,
+        }))
+        .map(|_| ())
+    }
+
+    /// The next iterations: milliseconds and loss of each, and the most bytes that the process held.
+    pub(super) fn steps(&mut self, count: usize) -> Result<(Vec<f64>, Vec<f64>, u64)> {
+        let answer = self.ask(&json!({ "steps": count }))?;
+        let list = |key: &str| -> Result<Vec<f64>> {
+            let list = answer[key].as_array().filter(|list| list.len() == count);
+            let list = list.with_context(|| format!("{}: no {key} in {answer}", self.name))?;
+            // A loss that is not a number has no form in JSON.
+            Ok(list.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect())
+        };
+        Ok((list("ms")?, list("losses")?, answer["peak_bytes"].as_u64().unwrap_or(0)))
     }
 
     fn ask(&mut self, command: &Value) -> Result<Value> {
