@@ -33,14 +33,14 @@ pub(super) fn cycles(program: &Program, unit: Unit, form: Form, options: &Option
     }
 }
 
+/// Bytes of the weights of a unit (or of the first of its two steps, or of the second one where they are apart), about, and the
+/// pixels of its result for which they are read; none if there are no weights.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "an estimate"
 )]
-/// Bytes of the weights of a unit (or of the first of its two steps, or of the second one where they are apart), about, and the
-/// pixels of its result for which they are read; none if there are no weights.
 pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool) -> (usize, Option<usize>) {
     let of = |step: &Step, algorithm: Algorithm| {
         let pixels = step.result.shape.spatial().iter().product::<usize>().max(1);

@@ -38,6 +38,8 @@ const FROM_MEMORY: f64 = 1.0 / 8.0;
 const STEP: [f64; 2] = [300.0, 10_000.0];
 /// Fewest pixels for each thread that are worth reading weights for, if there are as many.
 const PIXELS: usize = 512;
+/// Most repetitions of a part.
+const MOST: usize = 1 << 16;
 /// Most steps of a part.
 const LONGEST: usize = 64;
 
@@ -45,16 +47,18 @@ const LONGEST: usize = 64;
 pub(super) fn parts(loads: &[Load], bytes: &BTreeMap<usize, usize>, options: &Options) -> Vec<Part> {
     let Options { batch, threads, .. } = *options;
     let whole = |steps: Range<usize>| Part { steps, images: batch };
-    if batch == 1 {
+    if batch == 1 || options.cache == 0 {
         return vec![whole(0..loads.len())];
     }
-    let counts: Vec<usize> = (0..).map(|power| 1 << power).take_while(|images| *images < batch).collect();
-    let maps = Uses::new(loads, bytes);
+    let counts = (0..).map(|power| 1 << power).take_while(|images| *images < batch);
+    // Turns of a run are counted in 32 bits.
+    let counts: Vec<usize> = counts.filter(|images| batch / images <= MOST).collect();
+    let uses = uses(loads, bytes);
     // The cheapest way to the end from each step on, and its first part.
     let mut best: Vec<(f64, Part)> = vec![(0.0, whole(loads.len()..loads.len()))];
     for start in (0..loads.len()).rev() {
         let rest = |end: usize| best[loads.len() - end].0;
-        let alone = maps.cost(loads, &whole(start..start + 1), options);
+        let alone = cost(loads, &uses, &whole(start..start + 1), options);
         let mut found = (alone + rest(start + 1), whole(start..start + 1));
         for &images in &counts {
             for end in start + 1..=loads.len().min(start + LONGEST) {
@@ -63,9 +67,9 @@ pub(super) fn parts(loads: &[Load], bytes: &BTreeMap<usize, usize>, options: &Op
                     break;
                 }
                 let part = Part { steps: start..end, images };
-                let cost = maps.cost(loads, &part, options) + rest(end);
-                if cost < found.0 {
-                    found = (cost, part);
+                let cycles = cost(loads, &uses, &part, options) + rest(end);
+                if cycles < found.0 {
+                    found = (cycles, part);
                 }
             }
         }
@@ -89,59 +93,62 @@ pub(super) fn inside(part: &Part, used: &Range<usize>) -> bool {
     part.steps.start <= used.start && used.end <= part.steps.end
 }
 
-struct Uses {
-    /// For each map its bytes for one image, and from the first to the last step that uses it.
-    maps: BTreeMap<usize, (f64, Range<usize>)>,
+/// A map while it is needed.
+struct Use {
+    /// For one image.
+    bytes: f64,
+    /// From the first to the last step that reads or writes it.
+    used: Range<usize>,
+    /// Whether this step does.
+    touched: bool,
 }
 
-impl Uses {
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn new(loads: &[Load], bytes: &BTreeMap<usize, usize>) -> Self {
-        let mut maps: BTreeMap<usize, (f64, Range<usize>)> = BTreeMap::new();
-        for (index, load) in loads.iter().enumerate() {
-            for map in &load.maps {
-                let bytes = bytes.get(map).copied().unwrap_or(0) as f64;
-                maps.entry(*map).or_insert((bytes, index..index)).1.end = index + 1;
-            }
+/// For each step the maps that are needed then.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn uses(loads: &[Load], bytes: &BTreeMap<usize, usize>) -> Vec<Vec<Use>> {
+    let mut ranges: BTreeMap<usize, Range<usize>> = BTreeMap::new();
+    for (index, load) in loads.iter().enumerate() {
+        for map in &load.maps {
+            ranges.entry(*map).or_insert(index..index).end = index + 1;
         }
-        Self { maps }
     }
+    let mut uses: Vec<Vec<Use>> = loads.iter().map(|_| Vec::new()).collect();
+    for (map, used) in ranges {
+        for index in used.clone() {
+            let touched = loads[index].maps.contains(&map);
+            uses[index].push(Use { bytes: bytes[&map] as f64, used: used.clone(), touched });
+        }
+    }
+    uses
+}
 
-    /// Cycles in which the threads wait for what moves, about.
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn cost(&self, loads: &[Load], part: &Part, options: &Options) -> f64 {
-        let (all, some) = (options.batch as f64, part.images as f64);
-        let times = (all / some).ceil();
-        let far = options.cache as f64;
-        let near = (NEAR * options.threads as f64).min(far / 4.0);
-        let weights: f64 = loads[part.steps.clone()].iter().map(|load| load.weights as f64).sum();
-        let rate = |held: f64| match held {
-            held if held <= near => 0.0,
-            held if held <= far => FROM_FAR,
-            _ => FROM_MEMORY,
-        };
-        let mut cost = 0.0;
-        let mut largest = 0.0_f64;
-        for (index, load) in loads.iter().enumerate().take(part.steps.end).skip(part.steps.start) {
-            // What must stay until it is read again, or passes by.
-            let alive = |used: &Range<usize>| used.contains(&index);
-            let held: f64 = (self.maps.values())
-                .filter(|(_, used)| {
-                    alive(used) && (inside(part, used) || used.start == index || used.end == index + 1)
-                })
-                .map(|(bytes, _)| bytes * some)
-                .sum();
-            largest = largest.max(held);
-            for map in &load.maps {
-                let (bytes, used) = &self.maps[map];
-                let kept = if inside(part, used) { held } else { bytes * all };
-                // Also when it would stay near: the next part reads all of it before.
-                cost += bytes * all * rate(kept.max(held));
-            }
-            cost += times * STEP[usize::from(options.threads > 1)];
+/// Cycles in which the threads wait for what moves, about.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn cost(loads: &[Load], uses: &[Vec<Use>], part: &Part, options: &Options) -> f64 {
+    let (all, some) = (options.batch as f64, part.images as f64);
+    let times = (all / some).ceil();
+    let far = options.cache as f64;
+    let near = (NEAR * options.threads as f64).min(far / 4.0);
+    let rate = |held: f64| match held {
+        held if held <= near => 0.0,
+        held if held <= far => FROM_FAR,
+        _ => FROM_MEMORY,
+    };
+    let (mut cost, mut weights, mut largest) = (0.0, 0.0, 0.0_f64);
+    for index in part.steps.clone() {
+        weights += loads[index].weights as f64;
+        // What must stay until it is read again, and what passes by.
+        let held = uses[index].iter().filter(|map| map.touched || inside(part, &map.used));
+        let held: f64 = held.map(|map| map.bytes * some).sum();
+        largest = largest.max(held);
+        for Use { bytes, used, .. } in uses[index].iter().filter(|map| map.touched) {
+            // Between two parts lies the whole batch.
+            let kept = if inside(part, used) { held } else { held.max(bytes * all) };
+            cost += bytes * all * rate(kept);
         }
-        cost + weights * (times - 1.0) * rate(weights + largest)
+        cost += times * STEP[usize::from(options.threads > 1)];
     }
+    cost + weights * (times - 1.0) * rate(weights + largest)
 }
 
 #[cfg(test)]
