@@ -1,11 +1,10 @@
 //! A deployment from nothing: a stripped binary that depends on the runtime alone, beside ONNX Runtime in Python.
 
-use super::Options;
 use super::cell::{TOLERANCE, difference};
-use super::folder;
 use super::peers::{Kit, Worker, execute, set_up};
 use super::subject::{Subject, images, subjects};
-use crate::machine::{Machine, commit};
+use super::{Options, folder, median, publish, written_by};
+use crate::machine::Machine;
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::Artifact;
 use serde_json::Value;
@@ -43,7 +42,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let threads = options.thread_counts().into_iter().max().unwrap_or(1);
     let nothing = medians(&mut [(python(&kit, &script, Path::new("-"), threads)?, Vec::new())])?[0];
     let mut text = format!(
-        "# A deployment from nothing\n\nWritten by `{}` at commit {}, not by hand.\n\n{}.\n\n\
+        "# A deployment from nothing\n\n{}\n\n{}.\n\n\
          A stripped binary whose only dependency is `cofilter-runtime` (release, link-time optimisation) and ONNX Runtime in \
          Python, each started {RUNS} times in turn; medians, batch 1, {threads} thread(s); both results were compared. `start` ends \
          where the program is ready to open a network (for ONNX Runtime after its import), `load` where it is ready to run. \
@@ -51,8 +50,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
          Size: binary {:.2} MiB; the shared libraries of ONNX Runtime {:.1} MiB, without Python. The interpreter with NumPy alone \
          takes {:.0} ms to start and {:.0} MiB, which are part of the figures of ONNX Runtime.\n\n\
          | network | engine | start ms | load ms | first ms | second ms | peak MiB | model file MiB |\n|---|---|---|---|---|---|---|---|\n",
-        std::env::var("COFILTER_COMMAND").unwrap_or_else(|_| "cofilter-repro".into()),
-        commit(),
+        written_by(),
         Machine::here(threads, cofilter_runtime::cpu_tier()),
         mib(size),
         mib(library),
@@ -74,13 +72,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
             );
         }
     }
-    let path = match options.write {
-        true => crate::options::root().join("docs/runs/speed/embed.md"),
-        false => folder()?.join("embed.md"),
-    };
-    cofilter_graph::write_atomically(&path, text.as_bytes())?;
-    println!("{text}\n{}", path.display());
-    Ok(())
+    println!("{text}");
+    // This bench refuses `--json`.
+    publish(options, "runs/speed/embed.md", &text, &())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of files")]
@@ -186,11 +180,7 @@ fn medians(commands: &mut [(Vec<PathBuf>, Vec<Cold>)]) -> Result<Vec<Cold>> {
             colds.push(once(command)?);
         }
     }
-    let median = |colds: &[Cold], f: fn(&Cold) -> f64| {
-        let mut values: Vec<f64> = colds.iter().map(f).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let median = |colds: &[Cold], f: fn(&Cold) -> f64| median(&colds.iter().map(f).collect::<Vec<f64>>());
     let summary = |(_, colds): &(Vec<PathBuf>, Vec<Cold>)| Cold {
         start_ms: median(colds, |c| c.start_ms),
         load_ms: median(colds, |c| c.load_ms),

@@ -2,7 +2,7 @@
 
 use super::layers::first_and_last;
 use super::subject::images;
-use super::{Options, folder};
+use super::{Options, median, publish, written_by};
 use crate::machine::{Machine, commit};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::{Array, Conv2d, Graph, Init, Model, Shape};
@@ -226,17 +226,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let machine =
         Machine::here(options.thread_counts().into_iter().max().unwrap_or(1), cofilter_runtime::cpu_tier());
     let text = markdown(&rows, &machine);
-    let path = match options.write {
-        true => crate::options::root().join("docs/runs/speed/layers.md"),
-        false => folder()?.join("layers.md"),
-    };
-    cofilter_graph::write_atomically(&path, text.as_bytes())?;
-    if let Some(json) = &options.json {
-        let value = serde_json::json!({ "machine": machine, "commit": commit(), "rows": rows });
-        cofilter_graph::write_atomically(json, (serde_json::to_string_pretty(&value)? + "\n").as_bytes())?;
-    }
-    println!("{}", path.display());
-    Ok(())
+    let value = serde_json::json!({ "machine": machine, "commit": commit(), "rows": rows });
+    publish(options, "runs/speed/layers.md", &text, &value)
 }
 
 /// The step of a layer in four plans, in turn.
@@ -274,16 +265,12 @@ fn measure(case: &Case, batch: usize, threads: usize, team: &Arc<Team>, seconds:
             times.push(layer_us(session, &images)?);
         }
     }
-    let median = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
     let how = [0, 1].map(|i| {
         let steps = sessions[2 + i].plan().steps();
         let steps: Vec<String> = steps.into_iter().filter(|s| s.macs > 0).map(|s| s.algorithm).collect();
         steps.join("; ")
     });
-    let times: Vec<f64> = times.into_iter().map(median).collect();
+    let times: Vec<f64> = times.iter().map(|times| median(times)).collect();
     let macs = |model: &Model| model.cost().macs();
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     let theory = macs(&models[0]) as f64 / macs(&models[1]) as f64;
@@ -380,15 +367,14 @@ fn table(rows: &[Row]) -> Table {
 }
 
 fn markdown(rows: &[Row], machine: &Machine) -> String {
-    let command = std::env::var("COFILTER_COMMAND").unwrap_or_else(|_| "cofilter-repro".into());
     let mut text = format!(
-        "# What low rank gains, layer by layer\n\nWritten by `{command}` at commit {}, not by hand.\n\n{machine}.\n\n\
+        "# What low rank gains, layer by layer\n\n{}\n\n{machine}.\n\n\
          Each layer in four plans, run in turn: dense and factored, first without Winograd's method (`dense us`, `low-rank us`, \
          `gain`), then where a plan may use it (`gain with Winograd`; what both plans chose is in the last column). `theory` is \
          the ratio of multiply-adds. Weights are random; the dense filters are the products of the factors, and the \
          results of the first and the last image are compared with f64 loops before it is timed. \
          Times are medians of the layer's own steps with bias and ReLU.\n",
-        commit()
+        written_by()
     );
     let mut start = 0;
     for (i, row) in rows.iter().enumerate() {

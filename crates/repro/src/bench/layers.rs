@@ -1,8 +1,8 @@
 //! Every distinct layer of the networks alone.
 
-use super::Options;
 use super::gain::layer_us;
 use super::subject::{images, subjects};
+use super::{Options, median};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::{Graph, Model, Op, Shape};
 use cofilter_runtime::{Options as PlanOptions, Plan, Team, reference};
@@ -130,8 +130,7 @@ fn measure(layer: &Layer, batch: usize, threads: usize, team: &Arc<Team>, second
     while times.len() < 5 || start.elapsed().as_secs_f64() < seconds {
         times.push(layer_us(&mut session, &images)?);
     }
-    times.sort_by(f64::total_cmp);
-    let us = times[times.len() / 2];
+    let us = median(&times);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     let gflops = 2e-3 * (info.macs * batch) as f64 / us;
     Ok(Row { us, gflops, error, how: info.algorithm.clone() })

@@ -13,7 +13,7 @@ mod tune;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
@@ -127,6 +127,36 @@ impl Options {
         ensure!(vain.is_none(), "{}: this bench has no use for it", vain.map_or("", |(flag, _)| flag));
         Ok(())
     }
+}
+
+/// The middle one of some figures; not a number if there is none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Who wrote a report: the command as it was typed, and the commit.
+fn written_by() -> String {
+    let command = std::env::var("COFILTER_COMMAND").unwrap_or_else(|_| "cofilter-repro".into());
+    format!("Written by `{command}` at commit {}, not by hand.", crate::machine::commit())
+}
+
+/// Writes a report as a file under `docs` (with `--write`) or in the folder of benches, and as JSON where asked for.
+fn publish(options: &Options, docs: &str, text: &str, report: &impl serde::Serialize) -> Result<()> {
+    let path = Path::new(docs);
+    let path = match (options.write, path.file_name()) {
+        (false, Some(name)) => folder()?.join(name),
+        _ => crate::options::root().join("docs").join(path),
+    };
+    cofilter_graph::write_atomically(&path, text.as_bytes())?;
+    if let Some(json) = &options.json {
+        let mut text = serde_json::to_string_pretty(report)?;
+        text.push('\n');
+        cofilter_graph::write_atomically(json, text.as_bytes())?;
+    }
+    println!("{}", path.display());
+    Ok(())
 }
 
 /// Folder for what benches keep between runs.

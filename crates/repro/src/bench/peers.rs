@@ -141,7 +141,11 @@ impl Worker {
             // A loss that is not a number has no form in JSON.
             Ok(list.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect())
         };
-        Ok((list("ms")?, list("losses")?, answer["peak_bytes"].as_u64().unwrap_or(0)))
+        Ok((
+            list("ms")?,
+            list("losses")?,
+            answer["peak_bytes"].as_u64().with_context(|| format!("{}: no peak in {answer}", self.name))?,
+        ))
     }
 
     fn ask(&mut self, command: &Value) -> Result<Value> {

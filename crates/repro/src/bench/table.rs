@@ -2,8 +2,8 @@
 
 use super::cell::{Cell, OURS};
 use super::subject::Yardstick;
-use super::{Options, folder};
-use crate::machine::{Machine, commit};
+use super::{Options, publish, written_by};
+use crate::machine::Machine;
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -77,13 +77,7 @@ fn number(ms: f64) -> String {
 /// The report as Markdown.
 fn markdown(report: &Report, with_peers: bool) -> String {
     let mut text = String::from("# Speed of whole networks\n\n");
-    let command = std::env::var("COFILTER_COMMAND").unwrap_or_else(|_| "cofilter-repro".into());
-    let _ = writeln!(
-        text,
-        "Written by `{command}` at commit {}, not by hand.\n\n{}.\n",
-        commit(),
-        report.machine
-    );
+    let _ = writeln!(text, "{}\n\n{}.\n", written_by(), report.machine);
     for y in &report.yardsticks {
         let _ = writeln!(
             text,
@@ -163,20 +157,7 @@ fn markdown(report: &Report, with_peers: bool) -> String {
 
 /// Writes the tables, and the cells as JSON where asked for.
 pub(super) fn write(report: &Report, options: &Options, with_peers: bool) -> Result<()> {
-    let text = markdown(report, with_peers);
-    let path = if options.write {
-        crate::options::root().join("docs/results.md")
-    } else {
-        folder()?.join("results.md")
-    };
-    cofilter_graph::write_atomically(&path, text.as_bytes())?;
-    if let Some(json) = &options.json {
-        let mut text = serde_json::to_string_pretty(report)?;
-        text.push('\n');
-        cofilter_graph::write_atomically(json, text.as_bytes())?;
-    }
-    println!("{}", path.display());
-    Ok(())
+    publish(options, "results.md", &markdown(report, with_peers), report)
 }
 
 #[cfg(test)]

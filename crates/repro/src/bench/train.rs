@@ -4,7 +4,7 @@
 mod report;
 
 use super::peers::{Kit, Training, Worker, set_up};
-use super::{Options, folder};
+use super::{Options, folder, median};
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use cofilter_data::{Augment, Dataset, Pipeline, preprocessing};
@@ -96,7 +96,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             cells.push(cell);
         }
     }
-    Report::new(cells, options).write(options)
+    Report::new(cells).write(options)
 }
 
 /// One cell: every engine's iterations in turns, then those with a force beside those without.
@@ -121,7 +121,7 @@ fn measure(subject: &Subject, threads: usize, kit: &Kit, quick: bool) -> Result<
     for worker in &mut workers {
         worker.train(&training)?;
     }
-    reset_peak();
+    let forgotten = reset_peak();
     let mut ours = Ours::new(&model, &recipe)?;
     let mut others: Vec<Engine> = PEERS.iter().map(|_| Engine::default()).collect();
     let mut done = 0;
@@ -138,7 +138,7 @@ fn measure(subject: &Subject, threads: usize, kit: &Kit, quick: bool) -> Result<
         }
         done += count;
     }
-    let peak_bytes = peak();
+    let peak_bytes = if forgotten { peak() } else { None };
     drop(workers);
     let engines: BTreeMap<String, Engine> = PEERS.iter().map(|p| (*p).to_owned()).zip(others).collect();
     let difference = difference(&ours.losses, &engines);
@@ -308,15 +308,14 @@ fn forces(
             ours.step(feed)?;
         }
     }
-    let update = |ours: &Ours| report::median(&ours.parts[3][1..]);
-    let share = |ours: &Ours| (update(ours) - update(&plain)) / report::median(&ours.ms[1..]);
+    let update = |ours: &Ours| median(&ours.parts[3][1..]);
+    let share = |ours: &Ours| (update(ours) - update(&plain)) / median(&ours.ms[1..]);
     Ok(pulled.iter().map(|(name, ours)| ((*name).to_owned(), share(ours))).collect())
 }
 
-/// Forgets the most memory that this process has held, where the system can.
-fn reset_peak() {
-    // Elsewhere the figure is that of the whole run so far, or none.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+/// Forgets the most memory that this process has held; whether the system can.
+fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 /// The most memory that this process has held.

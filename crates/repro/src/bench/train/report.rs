@@ -1,6 +1,6 @@
 //! What the training bench found, for people and machines.
 
-use super::super::{Options, folder};
+use super::super::{Options, median, publish, written_by};
 use crate::machine::{Machine, commit};
 use anyhow::Result;
 use serde::Serialize;
@@ -31,8 +31,9 @@ pub(super) struct Cell {
     /// The larger one of the forces' shares of an iteration.
     pub(super) force_share: f64,
     pub(super) force: BTreeMap<String, f64>,
+    /// Relative to the first loss.
     pub(super) max_loss_difference: f64,
-    /// Most memory of our process, images included.
+    /// Most memory of our process while both trained, images included.
     pub(super) peak_bytes: Option<u64>,
     pub(super) pytorch_peak_bytes: u64,
 }
@@ -67,13 +68,6 @@ impl Cell {
     }
 }
 
-/// The middle one; not a number if there is none.
-pub(super) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// A cell in a line, for the terminal.
 pub(super) fn line(cell: &Cell) -> String {
     format!(
@@ -96,39 +90,22 @@ pub(super) struct Report {
     machine: Machine,
     commit: String,
     cells: Vec<Cell>,
-    #[serde(skip)]
-    command: String,
 }
 
 impl Report {
-    pub(super) fn new(cells: Vec<Cell>, options: &Options) -> Self {
+    pub(super) fn new(cells: Vec<Cell>) -> Self {
         let threads = cells.iter().map(|cell| cell.threads).max().unwrap_or(1);
-        let mut command = "cargo xtask bench train".to_owned();
-        command += if options.quick { " --quick" } else { "" };
-        command += if options.write { " --write" } else { "" };
-        if !options.net.is_empty() {
-            command += " --net ";
-            command += &options.net;
-        }
-        Self {
-            machine: Machine::here(threads, cofilter_runtime::cpu_tier()),
-            commit: commit(),
-            cells,
-            command,
-        }
+        Self { machine: Machine::here(threads, cofilter_runtime::cpu_tier()), commit: commit(), cells }
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!(
-            "# Speed of training\n\nWritten by `{}` at commit {}, not by hand.\n\n{}.\n\n",
-            self.command, self.commit, self.machine
-        );
+        let mut text = format!("# Speed of training\n\n{}\n\n{}.\n\n", written_by(), self.machine);
         text += "Images a second by the median iteration (data, forward, backward, update), ours and PyTorch's (eager, in its faster \
                  layout, fused SGD, images laid out beforehand) in turns in one run, in single precision, from the same weights, with \
                  the same images, order and recipe (SGD with momentum 0.9 and decay 5e-4, no dropout). `losses` is the largest \
                  difference between both engines' losses over the iterations, relative to the first loss. `force` is how much \
                  longer an update takes with the L1 and with the L2 force, relative to the iteration. Memory is the most that each \
-                 process held, images included, Python included.\n\n";
+                 process held (none where the system does not tell), images included, Python included.\n\n";
         text += "| network | batch | threads | cofilter | PyTorch | layout | ratio | data | forward | backward | update | \
                  force l1 | force l2 | iterations | losses | MiB | PyTorch MiB |\n";
         text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
@@ -159,19 +136,7 @@ impl Report {
     }
 
     pub(super) fn write(&self, options: &Options) -> Result<()> {
-        let path = if options.write {
-            crate::options::root().join("docs/runs/speed/training.md")
-        } else {
-            folder()?.join("training.md")
-        };
-        cofilter_graph::write_atomically(&path, self.markdown().as_bytes())?;
-        if let Some(json) = &options.json {
-            let mut text = serde_json::to_string_pretty(self)?;
-            text.push('\n');
-            cofilter_graph::write_atomically(json, text.as_bytes())?;
-        }
-        println!("{}", path.display());
-        Ok(())
+        publish(options, "runs/speed/training.md", &self.markdown(), self)
     }
 }
 
