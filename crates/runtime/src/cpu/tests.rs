@@ -5,6 +5,8 @@ use super::{Executor, tune};
 use crate::backend::Executable;
 use crate::{Options, Program, reference};
 use cofilter_graph::{Conv2d, Graph, Init, Lrn, LrnRegion, Model, Pool2d, PoolKind, Shape};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -39,58 +41,58 @@ fn net() -> Model {
     Model::init(b.finish(&[x]).unwrap(), &Init::default(), 3).unwrap()
 }
 
-/// Numbers that look drawn.
-struct Draws(u64);
+/// Most images of a run.
+const BATCH: usize = 5;
 
-impl Draws {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
+/// Logits of some images of a fixed batch, in bits, and bytes of the arena, with steps cut into parts so long for so many images,
+/// again and again.
+fn run(cuts: &[(usize, usize)], threads: usize, n: usize) -> (Vec<u32>, usize) {
+    let model = net();
+    let program = Program::lower(&model).unwrap();
+    let options = Options { batch: BATCH, threads, ..Options::default() };
+    let cut = |loads: &[Load], _: &BTreeMap<usize, usize>, _: &Options| {
+        let mut parts: Vec<Part> = Vec::new();
+        for (steps, images) in cuts.iter().cycle() {
+            let start = parts.last().map_or(0, |part| part.steps.end);
+            if start == loads.len() {
+                break;
+            }
+            parts.push(Part { steps: start..loads.len().min(start + steps), images: *images });
+        }
+        parts
+    };
+    let units = tune::choose(&program, &options);
+    let executor = Arc::new(Executor::with_parts(&program, &units, &options, &cut).unwrap());
+    let arena_bytes = executor.memory().arena_bytes;
+    let images: Vec<f32> =
+        (0..n * program.input().elements()).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+    let mut session = executor.session();
+    let mut logits = vec![f32::NAN; n * program.output().shape.elements()];
+    // What the first run leaves in the arena must not matter.
+    session.run(n, &images, &mut logits, None);
+    session.run(n, &images, &mut logits, None);
+    for (logit, expected) in logits.iter().zip(reference::run(&model, &images).unwrap()) {
+        assert!((f64::from(*logit) - expected).abs() < 1e-5, "{logit} {expected}");
+    }
+    (logits.iter().map(|logit| logit.to_bits()).collect(), arena_bytes)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn logits_do_not_depend_on_how_steps_are_cut_into_parts(
+        cuts in prop::collection::vec((1usize..20, 1..=BATCH), 1..6),
+        threads in 1usize..4,
+        n in 1..=BATCH,
+    ) {
+        let whole = run(&[(usize::MAX / 2, BATCH)], 1, n);
+        prop_assert_eq!(run(&cuts, threads, n).0, whole.0);
     }
 }
 
 #[test]
-fn logits_do_not_depend_on_how_steps_are_cut_into_parts() {
-    const BATCH: usize = 5;
-    let model = net();
-    let program = Program::lower(&model).unwrap();
-    let mut draws = Draws(1);
-    let images: Vec<f32> =
-        (0..BATCH * program.input().elements()).map(|_| draws.below(2001) as f32 / 1000.0 - 1.0).collect();
-    let expected = reference::run(&model, &images).unwrap();
-    let mut bits: Option<Vec<u32>> = None;
-    let mut arenas = Vec::new();
-    for round in 0..60 {
-        let options = Options { batch: BATCH, threads: 1 + round % 3, ..Options::default() };
-        let units = tune::choose(&program, &options);
-        let cuts: Vec<usize> = (0..200).map(|_| draws.below(1 << 20)).collect();
-        let cut = |loads: &[Load], _: &BTreeMap<usize, usize>, options: &Options| {
-            let mut parts = Vec::new();
-            let mut start = 0;
-            while start < loads.len() {
-                let (len, images) = (cuts[start] % loads.len() + 1, cuts[start] / 64 % BATCH + 1);
-                let images = if round < 3 { options.batch } else { images };
-                let end = loads.len().min(start + len);
-                parts.push(Part { steps: start..end, images });
-                start = end;
-            }
-            parts
-        };
-        let executor = Arc::new(Executor::with_parts(&program, &units, &options, &cut).unwrap());
-        arenas.push(executor.memory().arena_bytes);
-        let outputs = program.output().shape.elements();
-        let mut session = Arc::clone(&executor).session();
-        for n in [BATCH, 1, 3] {
-            let mut logits = vec![f32::NAN; n * outputs];
-            session.run(n, &images[..n * program.input().elements()], &mut logits, None);
-            let found: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
-            let bits = bits.get_or_insert_with(|| found.clone());
-            assert_eq!(found, bits[..found.len()], "round {round}, {n} images: {:?}", executor.steps());
-            for (logit, expected) in logits.iter().zip(&expected) {
-                assert!((f64::from(*logit) - expected).abs() < 1e-5, "{logit} {expected}");
-            }
-        }
-    }
-    // Maps that lie within a part are smaller.
-    assert!(arenas[3..].iter().any(|bytes| bytes * 2 < arenas[0]), "{arenas:?}");
+fn maps_within_a_part_hold_its_images_only() {
+    let [whole, single] = [BATCH, 1].map(|images| run(&[(usize::MAX / 2, images)], 1, BATCH).1);
+    assert!(single * 3 < whole, "{single} {whole}");
 }
