@@ -22,12 +22,24 @@ impl Plan {
         options.check()?;
         let program = Program::lower(model)?;
         check(&program, options)?;
+        let too_large = |memory: &Memory| options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed);
         let executable: Arc<dyn Executable> = match options.backend {
             BackendKind::Reference => Arc::new(reference::Executor::new(model)),
-            BackendKind::Cpu => Arc::new(cpu::Executor::new(&program, options)?),
+            BackendKind::Cpu => {
+                let in_parts = cpu::Executor::new(&program, options)?;
+                let memory = in_parts.memory();
+                if too_large(&memory).is_some() && options.cache > 0 {
+                    // Step by step, maps may be over earlier.
+                    let whole = cpu::Executor::new(&program, &Options { cache: 0, ..options.clone() })?;
+                    let smaller = whole.memory().peak_bytes() < memory.peak_bytes();
+                    Arc::new(if smaller { whole } else { in_parts })
+                } else {
+                    Arc::new(in_parts)
+                }
+            }
         };
         let memory = executable.memory();
-        if let Some(allowed) = options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed) {
+        if let Some(allowed) = too_large(&memory) {
             return Err(Error::Memory {
                 needed: memory.peak_bytes(),
                 weights: memory.weight_bytes,

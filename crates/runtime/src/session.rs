@@ -29,8 +29,9 @@ pub struct StepTime {
 }
 
 impl Profile {
-    /// The steps in the JSON of Chrome's trace viewer (`chrome://tracing`, Perfetto), one event each, microseconds from the start
-    /// of the run.
+    /// The steps in the JSON of Chrome's trace viewer (`chrome://tracing`, Perfetto), one event each, end to end.
+    ///
+    /// A step that ran for a few images at a time is one event as long as all of those together.
     #[must_use]
     pub fn chrome_trace(&self) -> String {
         let mut start = 0.0;

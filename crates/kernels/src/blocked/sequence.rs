@@ -89,7 +89,8 @@ impl Sequence {
     /// `images_len` and `logits_len` are those of one image.
     ///
     /// # Panics
-    /// If a view does not stay inside, or a step writes what it reads, or a part takes no images.
+    /// If a view does not stay inside, or a step writes what it reads, or a part takes no images, or steps and repetitions
+    /// of a run do not fit 32 bits.
     pub fn new(
         parts: Vec<Part>,
         images: usize,
@@ -97,10 +98,12 @@ impl Sequence {
         images_len: usize,
         logits_len: usize,
     ) -> Self {
+        assert!(parts.iter().all(|part| part.images > 0), "a part takes no images");
+        let turns = parts.iter().map(|part| part.steps.len() as u64 * images.div_ceil(part.images) as u64);
+        assert!(turns.sum::<u64>() < u64::from(u32::MAX), "more turns than a team counts");
         let steps =
             parts.iter().flat_map(|part| part.steps.iter().map(|step| (part.images.min(images), step)));
         for (index, (at_once, step)) in steps.clone().enumerate() {
-            assert!(at_once > 0, "step {index}: no images at once");
             let write = step.stage.write();
             assert!(write.place != Place::Images, "step {index} writes the images");
             for view in step.stage.reads().into_iter().chain([write]) {

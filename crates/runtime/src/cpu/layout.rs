@@ -3,13 +3,13 @@
 
 use super::estimate;
 use super::form::{self, Unit};
-use super::parts::{self, Load, Part};
+use super::parts::{self, Load, Part, Size};
 use super::product::multiplied;
 use crate::arena::{self, Lifetime};
 use crate::{Error, Options, Program, Result, Step, Value};
 use cofilter_graph::{Op, Shape};
 use cofilter_kernels::blocked::{BLOCK, Place, View};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Most numbers of a map: as many as any number of maps may have without a sum that overflows.
 const MOST: usize = isize::MAX as usize >> 12;
@@ -168,17 +168,19 @@ impl Layout {
     fn place(&mut self, loads: &[Load], options: &Options, cut: parts::Cut<'_>) -> Result<()> {
         let batch = options.batch;
         let own = |map: &usize| matches!(self.maps[*map].home, Home::Arena { .. });
-        let used: BTreeSet<usize> = loads.iter().flat_map(|load| &load.maps).copied().collect();
-        let bytes = used.iter().map(|map| (*map, size_of::<f32>() * self.form(*map).image_stride)).collect();
-        self.parts = cut(loads, &bytes, options);
-        let part_of = |index: usize| self.parts.iter().find(|part| part.steps.contains(&index));
+        let used = parts::used(loads);
+        let size = |map: usize| Size {
+            bytes: size_of::<f32>().saturating_mul(self.form(map).image_stride),
+            ours: own(&map),
+        };
+        self.parts = cut(loads, &used.keys().map(|map| (*map, size(*map))).collect(), options);
+        // A part that takes the whole batch runs once: nothing has to wait for its end.
+        let part_of = |index: usize| self.parts.iter().find(|p| p.images < batch && p.steps.contains(&index));
         // Until when a map is needed, and its parts: what is read in one, or was written before, stays until that is over.
         let mut lifetimes: BTreeMap<usize, Lifetime> = BTreeMap::new();
-        for map in used.iter().copied().filter(own) {
-            let uses: Vec<usize> =
-                (0..loads.len()).filter(|index| loads[*index].maps.contains(&map)).collect();
-            let (born, dies) = (uses[0], uses[uses.len() - 1]);
-            let part = part_of(born).filter(|part| parts::inside(part, &(born..dies + 1)));
+        for (map, used) in used.into_iter().filter(|(map, _)| own(map)) {
+            let (born, dies) = (used.start, used.end - 1);
+            let part = part_of(born).filter(|part| parts::inside(part, &used));
             let (born, dies, images) = match part {
                 Some(part) => (born, dies, part.images),
                 None => {

@@ -26,8 +26,17 @@ pub(super) struct Load {
     pub(super) maps: Vec<usize>,
 }
 
-/// A rule that cuts steps into parts: what each moves, the bytes of each map for one image.
-pub(super) type Cut<'a> = &'a dyn Fn(&[Load], &BTreeMap<usize, usize>, &Options) -> Vec<Part>;
+/// A map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    /// For one image.
+    pub(super) bytes: usize,
+    /// Whether it is in the arena, and not the caller's.
+    pub(super) ours: bool,
+}
+
+/// A rule that cuts steps into parts: what each moves, and how large each map is.
+pub(super) type Cut<'a> = &'a dyn Fn(&[Load], &BTreeMap<usize, Size>, &Options) -> Vec<Part>;
 
 /// Bytes that each thread keeps near, most of a second-level cache, if all together keep that much.
 const NEAR: f64 = 0.75e6;
@@ -43,17 +52,16 @@ const MOST: usize = 1 << 16;
 /// Most steps of a part.
 const LONGEST: usize = 64;
 
-/// Cuts a sequence of steps into parts. `bytes` are those of each map for one image.
-pub(super) fn parts(loads: &[Load], bytes: &BTreeMap<usize, usize>, options: &Options) -> Vec<Part> {
+/// Cuts a sequence of steps into parts.
+pub(super) fn parts(loads: &[Load], sizes: &BTreeMap<usize, Size>, options: &Options) -> Vec<Part> {
     let Options { batch, threads, .. } = *options;
     let whole = |steps: Range<usize>| Part { steps, images: batch };
     if batch == 1 || options.cache == 0 {
         return vec![whole(0..loads.len())];
     }
     let counts = (0..).map(|power| 1 << power).take_while(|images| *images < batch);
-    // Turns of a run are counted in 32 bits.
-    let counts: Vec<usize> = counts.filter(|images| batch / images <= MOST).collect();
-    let uses = uses(loads, bytes);
+    let counts: Vec<usize> = counts.filter(|images| batch.div_ceil(*images) <= MOST).collect();
+    let uses = uses(loads, sizes);
     // The cheapest way to the end from each step on, and its first part.
     let mut best: Vec<(f64, Part)> = vec![(0.0, whole(loads.len()..loads.len()))];
     for start in (0..loads.len()).rev() {
@@ -68,7 +76,8 @@ pub(super) fn parts(loads: &[Load], bytes: &BTreeMap<usize, usize>, options: &Op
                 }
                 let part = Part { steps: start..end, images };
                 let cycles = cost(loads, &uses, &part, options) + rest(end);
-                if cycles < found.0 {
+                // Within a single step lies nothing to keep.
+                if end > start + 1 && cycles < found.0 {
                     found = (cycles, part);
                 }
             }
@@ -93,11 +102,22 @@ pub(super) fn inside(part: &Part, used: &Range<usize>) -> bool {
     part.steps.start <= used.start && used.end <= part.steps.end
 }
 
+/// From the first to the last step that reads or writes each map.
+pub(super) fn used(loads: &[Load]) -> BTreeMap<usize, Range<usize>> {
+    let mut ranges: BTreeMap<usize, Range<usize>> = BTreeMap::new();
+    for (index, load) in loads.iter().enumerate() {
+        for map in &load.maps {
+            ranges.entry(*map).or_insert(index..index).end = index + 1;
+        }
+    }
+    ranges
+}
+
 /// A map while it is needed.
 struct Use {
     /// For one image.
     bytes: f64,
-    /// From the first to the last step that reads or writes it.
+    /// From the first to the last step that reads or writes it; the caller's maps come from before and stay.
     used: Range<usize>,
     /// Whether this step does.
     touched: bool,
@@ -105,18 +125,14 @@ struct Use {
 
 /// For each step the maps that are needed then.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn uses(loads: &[Load], bytes: &BTreeMap<usize, usize>) -> Vec<Vec<Use>> {
-    let mut ranges: BTreeMap<usize, Range<usize>> = BTreeMap::new();
-    for (index, load) in loads.iter().enumerate() {
-        for map in &load.maps {
-            ranges.entry(*map).or_insert(index..index).end = index + 1;
-        }
-    }
+fn uses(loads: &[Load], sizes: &BTreeMap<usize, Size>) -> Vec<Vec<Use>> {
     let mut uses: Vec<Vec<Use>> = loads.iter().map(|_| Vec::new()).collect();
-    for (map, used) in ranges {
+    for (map, used) in used(loads) {
+        let Size { bytes, ours } = sizes[&map];
         for index in used.clone() {
             let touched = loads[index].maps.contains(&map);
-            uses[index].push(Use { bytes: bytes[&map] as f64, used: used.clone(), touched });
+            let used = if ours { used.clone() } else { 0..usize::MAX };
+            uses[index].push(Use { bytes: bytes as f64, used, touched });
         }
     }
     uses
@@ -156,14 +172,17 @@ mod tests {
     use super::*;
 
     /// A chain in which step `i` reads map `i` and writes map `i + 1`.
-    fn chain(maps: &[usize], weights: usize, pixels: usize) -> (Vec<Load>, BTreeMap<usize, usize>) {
+    fn chain(maps: &[usize], weights: usize, pixels: usize) -> (Vec<Load>, BTreeMap<usize, Size>) {
         let load = |i| Load { weights, pixels: Some(pixels), maps: vec![i, i + 1] };
-        ((0..maps.len() - 1).map(load).collect(), maps.iter().copied().enumerate().collect())
+        let size = |(map, bytes): (usize, &usize)| {
+            (map, Size { bytes: *bytes, ours: map > 0 && map + 1 < maps.len() })
+        };
+        ((0..maps.len() - 1).map(load).collect(), maps.iter().enumerate().map(size).collect())
     }
 
     fn cut(maps: &[usize], weights: usize, pixels: usize, options: &Options) -> Vec<Part> {
-        let (loads, bytes) = chain(maps, weights, pixels);
-        parts(&loads, &bytes, options)
+        let (loads, sizes) = chain(maps, weights, pixels);
+        parts(&loads, &sizes, options)
     }
 
     #[test]

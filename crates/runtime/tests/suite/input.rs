@@ -130,8 +130,10 @@ fn senseless_options_are_refused() {
         assert!(message.starts_with(&format!("option `batch`: {batch} images")), "{message}");
     }
     // 2^40 images: addressable, but more than any machine's address space.
-    let message = compile_error(&Options { cache: 0, ..options(1 << 40, 1) });
-    assert!(message.starts_with("option `batch`: a session would need "), "{message}");
+    for cache in [0, Options::default().cache] {
+        let message = compile_error(&Options { cache, ..options(1 << 40, 1) });
+        assert!(message.starts_with("option `batch`: a session would need "), "{message}");
+    }
     let team = Arc::new(Team::new(2).unwrap());
     let message = compile_error(&Options { team: Some(team), ..options(1, 3) });
     assert_eq!(message, "option `team`: expected 3 threads as in `threads`, found 2");
