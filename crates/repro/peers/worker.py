@@ -189,7 +189,9 @@ class Training:
         times, losses = [], []
         for _ in range(count):
             start = time.perf_counter()
-            losses.append(self.step())
+            loss = self.step()
+            # JSON has no other numbers.
+            losses.append(loss if np.isfinite(loss) else None)
             times.append((time.perf_counter() - start) * 1e3)
         # Not `getrusage`: its figure includes the process that started this one.
         with open("/proc/self/status") as status:

@@ -28,7 +28,7 @@ pub enum Bench {
     Nets(Options),
     /// Networks in our runtime, ONNX Runtime, OpenVINO and PyTorch (f32 all), interleaved in one run
     Peers(Options),
-    /// Training beside PyTorch's, interleaved in one run: images a second, loss curves, shares of an iteration
+    /// Training beside PyTorch's, interleaved in one run: images a second, losses (curves in the JSON), shares of an iteration
     Train(Options),
     /// Measure what every way of computing the layers costs here, and keep it for plans
     Tune(Options),
@@ -37,7 +37,7 @@ pub enum Bench {
 /// Which cells, and for how long.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Batch 1 and 8 and a short time for each cell
+    /// Batch 1 and 8 and a short time for each cell; for `train`, 20 iterations instead of 200
     #[arg(long)]
     quick: bool,
     /// Only networks (for `gain`: sets of layers) whose name contains this

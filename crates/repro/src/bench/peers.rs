@@ -138,7 +138,7 @@ impl Worker {
         let list = |key: &str| -> Result<Vec<f64>> {
             let list = answer[key].as_array().filter(|list| list.len() == count);
             let list = list.with_context(|| format!("{}: no {key} in {answer}", self.name))?;
-            // A loss that is not a number has no form in JSON.
+            // What is not finite has no form in JSON.
             Ok(list.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect())
         };
         Ok((

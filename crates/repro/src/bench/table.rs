@@ -91,7 +91,7 @@ fn markdown(report: &Report, with_peers: bool) -> String {
              by layer, the larger one of multiply-adds over the measured peak (without what Winograd's method saves) and, for \
              fully connected layers, weights over the measured bandwidth; `x roof` is our time over it, `direct x roof` that of \
              our plan without Winograd's method, `step by step` the time over ours where every step computes the whole batch before \
-             the next one, both timed in the same turns. The other engines are called from \
+             the next one, with the forms that were measured in parts, both timed in the same turns. The other engines are called from \
              Python, PyTorch eagerly and op by op, the others once for a run. Our plans choose the \
              form of each layer by times measured before on the same machine. Low-rank networks: every convolution but the \
              first and the 1x1 ones at a third of full rank; conv3-5 of BVLC AlexNet at 124/106/128.\n";
