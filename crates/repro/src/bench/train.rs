@@ -60,7 +60,7 @@ const SUBJECTS: [Subject; 5] = [
         name: "torchvision AlexNet",
         batch: 32,
         extents: [3, 224, 224],
-        rate: 0.001,
+        rate: 0.02,
         batches: 4,
     },
 ];
