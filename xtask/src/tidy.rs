@@ -74,7 +74,7 @@ fn check_invariants(faults: &mut Vec<String>) -> Result<()> {
         ("kernels", &["candle", "cofilter-", "faer"]),
         ("zoo", &["candle", "faer", "rayon", "cofilter-kernels", "cofilter-train"]),
         ("data", &["candle", "faer", "cofilter-kernels", "cofilter-train"]),
-        ("force", &["cofilter-"]),
+        ("force", &["cofilter-graph", "cofilter-data", "cofilter-train", "cofilter-runtime", "faer"]),
         ("lowrank", &["candle", "cofilter-train"]),
         ("sparsity", &["candle", "cofilter-train"]),
         ("runtime", &["candle", "cofilter-train", "cofilter-data", "cofilter-force", "faer"]),

@@ -13,10 +13,12 @@
 //!
 //! - [`gradient`](gradient()) and [`gradient_grouped`] compute `G` in closed form; the module [`gradient`](mod@gradient)
 //!   tells how, and how exactly.
+//! - [`gradient_into`] does so for filters in a slice, with memory that is used again; on the CPU and in `f32` the two
+//!   above are this one.
 //! - [`Rule`] is what a training recipe stores, and turns a gradient into the regularised one.
 //! - [`stopped`] is the rule that ends the force before training ends.
 //!
-//! Everything is written in candle's tensor operations, so CPU and CUDA run one formulation.
+//! `f64` weights and other devices are handled in candle's tensor operations.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -37,8 +39,10 @@ mod error;
 mod force;
 pub mod gradient;
 mod rule;
+mod single;
 
 pub use error::{Error, Result};
 pub use force::Force;
 pub use gradient::{VANISHING, gradient, gradient_grouped};
-pub use rule::{Direction, Rule, Scaling, stopped};
+pub use rule::{Direction, Push, Rule, Scaling, stopped};
+pub use single::{Scratch, gradient_into};

@@ -47,7 +47,62 @@ pub struct Rule {
     pub scaling: Scaling,
 }
 
+impl Direction {
+    /// Whether an element of the force takes part where the gradient of loss and weight decay is `gradient`.
+    #[inline(always)]
+    #[must_use]
+    pub fn takes_part(self, force: f32, gradient: f32) -> bool {
+        match self {
+            Direction::All => true,
+            Direction::Same => {
+                let opposed = force * gradient < 0.0;
+                !opposed
+            }
+        }
+    }
+}
+
+/// The last step of a [`Rule`], for those who have gradient and force in slices.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Push {
+    coefficient: f64,
+    direction: Direction,
+}
+
+impl Push {
+    /// What the force is multiplied by.
+    #[must_use]
+    pub fn coefficient(self) -> f64 {
+        self.coefficient
+    }
+
+    /// `gradient + coefficient * force`, in single precision, where the element takes part.
+    #[inline(always)]
+    #[must_use]
+    pub fn apply(self, gradient: f32, force: f32) -> f32 {
+        let force = if self.direction.takes_part(force, gradient) { force } else { 0.0 };
+        gradient + force * self.coefficient as f32
+    }
+}
+
 impl Rule {
+    /// How the gradient of a layer with this multiplier is pushed. `norms` is asked by [`Scaling::Adaptive`] alone, for
+    /// `||g||` and `||G||` of the whole tensor, the latter over the elements that take part.
+    ///
+    /// # Errors
+    /// A coefficient that is not finite.
+    pub fn push(&self, multiplier: f64, norms: impl FnOnce() -> [f64; 2]) -> Result<Push> {
+        let mut coefficient = self.strength * multiplier;
+        if !coefficient.is_finite() {
+            return Err(Error::Coefficient { strength: self.strength, multiplier });
+        }
+        if self.scaling == Scaling::Adaptive {
+            let [gradient, force] = norms();
+            coefficient *= if force < NO_FORCE { 0.0 } else { gradient / force };
+        }
+        Ok(Push { coefficient, direction: self.direction })
+    }
+
     /// `gradient + coefficient * G`, same shape and type as `gradient`, for a weight `[N, ..]` whose filters
     /// all act on each other (the authors' code, also for grouped convolutions).
     ///

@@ -268,6 +268,31 @@ fn choose(wanted: Option<&str>) -> (&'static Tier, Option<String>) {
     (best, Some(complaint))
 }
 
+/// Runs `body` compiled for the instructions of the active tier, so that its plain loops, and those of what is inlined
+/// into it, become vectors as wide as the machine's. Mark what it calls `#[inline(always)]`.
+///
+/// ```
+/// let numbers = [1.0_f32; 100];
+/// let doubled = cofilter_kernels::vectorised(|| numbers.map(|x| 2.0 * x));
+/// assert_eq!(doubled, [2.0; 100]);
+/// ```
+#[inline]
+pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: the body demands nothing.
+    unsafe { active().launch(Body(body)) }
+}
+
+struct Body<F>(F);
+
+impl<R, F: FnOnce() -> R> Kernel for Body<F> {
+    type Output = R;
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) -> R {
+        (self.0)()
+    }
+}
+
 /// Name of the instruction tier that the product kernels run on: `avx512`, `avx2`, `neon` or `portable`.
 ///
 /// It is the best one that the machine has, unless the environment variable `COFILTER_CPU` names another; a

@@ -1,8 +1,10 @@
 use crate::net::{Net, read, update};
 use crate::sweep::PART;
 use crate::{Decay, Error, ForceRule, Recipe, Result};
-use candle_core::Tensor;
+use candle_core::Var;
+use cofilter_force::{Push, Scaling, Scratch};
 use cofilter_graph::{Array, Graph, NodeId, Op, Params, Role};
+use cofilter_kernels::vectorised;
 use rayon::prelude::*;
 
 /// Gradient descent with momentum, in Caffe's order (paper, section 1.4).
@@ -24,6 +26,9 @@ pub(crate) struct Sgd {
     weight_decay: f64,
     decay: Decay,
     clip: Option<f64>,
+    /// The force on the tensor at hand.
+    pull: Vec<f32>,
+    scratch: Scratch,
 }
 
 /// What applies to one learnt tensor.
@@ -75,6 +80,8 @@ impl Sgd {
             weight_decay: recipe.weight_decay,
             decay: recipe.decay,
             clip: recipe.clip_gradients,
+            pull: Vec::new(),
+            scratch: Scratch::default(),
         })
     }
 
@@ -117,35 +124,46 @@ impl Sgd {
         }
         let clip = self.clip_factor(gradients);
         let pulling = self.force.as_ref().filter(|f| !cofilter_force::stopped(iteration, f.stop_iteration));
-        let (mut force_norm, mut gradient_norm) = (0.0, 0.0);
+        let (mut force_squares, mut gradient_squares) = (0.0, 0.0);
         for (id, slot, rule) in self.tensors.iter() {
             let Some(rule) = rule else { continue };
             let var = &net.params().get(id)[slot];
             let gradient =
-                gradients.get_mut(id)[slot].get_or_insert_with(|| vec![0.0; var.elem_count()]).as_mut_slice();
+                gradients.get_mut(id)[slot].get_or_insert_with(|| vec![0.0; var.elem_count()]).as_slice();
             #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
             let (decay, rate) = ((self.weight_decay * rule.decay) as f32, (rate * rule.rate) as f32);
-            read(var, |w| add_decay(gradient, w, clip, decay, self.decay))?;
+            let decay = Decayed { clip, factor: decay, kind: self.decay };
+            let mut push = None;
             if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
-                let pushed = apply_force(force, var, gradient, multiplier, groups)?;
-                if measure {
-                    gradient_norm += squares(gradient);
-                    force_norm +=
-                        pushed.iter().zip(&*gradient).map(|(p, g)| f64::from(p - g).powi(2)).sum::<f64>();
-                }
-                gradient.copy_from_slice(&pushed);
+                pull_on(force, var, groups, &mut self.pull, &mut self.scratch)?;
+                let rule = force.rule();
+                let adaptive = rule.scaling == Scaling::Adaptive;
+                let squares = if measure || adaptive {
+                    read(var, |w| squares_of(gradient, w, &self.pull, rule.direction, &decay))?
+                } else {
+                    [0.0; 2]
+                };
+                let applied = rule.push(multiplier, || squares.map(f64::sqrt))?;
+                gradient_squares += squares[0];
+                force_squares += applied.coefficient().powi(2) * squares[1];
+                push = Some((applied, self.pull.as_slice()));
             }
-            if let Some(mask) = &rule.mask {
-                apply_mask(gradient, mask.data());
-            }
+            let step = Descent {
+                gradient,
+                decay,
+                push,
+                mask: rule.mask.as_ref().map(Array::data),
+                momentum: self.momentum,
+                rate,
+            };
             let velocity = self.velocity.get_mut(id)[slot].as_mut_slice();
             let mut finite = true;
-            update(var, |w| finite = descend(w, velocity, gradient, self.momentum, rate))?;
+            update(var, |w| finite = step.run(w, velocity))?;
             if !finite {
                 return Ok(Err(NotFinite { node: id, slot, what: "weight" }));
             }
         }
-        let share = if gradient_norm > 0.0 { (force_norm / gradient_norm).sqrt() } else { 0.0 };
+        let share = if gradient_squares > 0.0 { (force_squares / gradient_squares).sqrt() } else { 0.0 };
         Ok(Ok(Update { force_share: (measure && self.force.is_some()).then_some(share) }))
     }
 
@@ -176,47 +194,121 @@ fn force_on(force: &ForceRule, graph: &Graph, id: NodeId) -> Option<(f64, usize)
     force.multipliers.get(node.name()).filter(|m| **m != 0.0).map(|m| (*m, groups))
 }
 
-fn apply_force(
+/// The force on the filters of a tensor, into `pull`.
+fn pull_on(
     force: &ForceRule,
-    var: &candle_core::Var,
-    gradient: &[f32],
-    multiplier: f64,
+    var: &Var,
     groups: usize,
-) -> Result<Vec<f32>> {
-    let gradient = Tensor::from_slice(gradient, var.dims(), var.device())?;
-    let pushed = force.rule().apply_grouped(&var.as_detached_tensor(), &gradient, groups, multiplier)?;
-    Ok(pushed.flatten_all()?.to_vec1()?)
+    pull: &mut Vec<f32>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    if !var.device().is_cpu() {
+        let tensor = cofilter_force::gradient_grouped(&var.as_detached_tensor(), groups, force.force)?;
+        *pull = tensor.flatten_all()?.to_vec1()?;
+        return Ok(());
+    }
+    pull.resize(var.elem_count(), 0.0);
+    read(var, |w| cofilter_force::gradient_into(w, var.dims()[0], groups, force.force, pull, scratch))??;
+    Ok(())
 }
 
-/// `g = clip g + decay w`.
-fn add_decay(gradient: &mut [f32], weight: &[f32], clip: f32, decay: f32, kind: Decay) {
-    let sign = |w: f32| if w == 0.0 { 0.0 } else { w.signum() };
-    let parts = gradient.par_chunks_mut(PART).zip(weight.par_chunks(PART));
-    parts.for_each(|(gradient, weight)| {
-        let pairs = gradient.iter_mut().zip(weight);
-        match kind {
-            Decay::L2 => pairs.for_each(|(g, w)| *g = clip * *g + decay * w),
-            Decay::L1 => pairs.for_each(|(g, w)| *g = clip * *g + decay * sign(*w)),
+/// Gradient of loss and weight decay, `clip g + decay w` or `clip g + decay sign(w)`.
+#[derive(Clone, Copy)]
+struct Decayed {
+    clip: f32,
+    factor: f32,
+    kind: Decay,
+}
+
+impl Decayed {
+    #[inline(always)]
+    fn fill(&self, result: &mut [f32], gradient: &[f32], weight: &[f32]) {
+        let sign = |w: f32| if w == 0.0 { 0.0 } else { w.signum() };
+        let triples = result.iter_mut().zip(gradient).zip(weight);
+        match self.kind {
+            Decay::L2 => triples.for_each(|((r, g), w)| *r = self.clip * g + self.factor * w),
+            Decay::L1 => triples.for_each(|((r, g), w)| *r = self.clip * g + self.factor * sign(*w)),
         }
-    });
+    }
 }
 
-/// `v = momentum v + rate g; w = w - v`; whether every weight is finite.
-fn descend(weight: &mut [f32], velocity: &mut [f32], gradient: &[f32], momentum: f32, rate: f32) -> bool {
-    let parts = weight.par_chunks_mut(PART).zip(velocity.par_chunks_mut(PART)).zip(gradient.par_chunks(PART));
-    let bad = parts.map(|((weight, velocity), gradient)| {
+/// Numbers of a tensor worked on at a time: all that is in between stays in the first-level cache.
+const BLOCK: usize = 512;
+
+/// One update of one tensor, in a single pass over its numbers.
+struct Descent<'a> {
+    gradient: &'a [f32],
+    decay: Decayed,
+    push: Option<(Push, &'a [f32])>,
+    mask: Option<&'a [f32]>,
+    momentum: f32,
+    rate: f32,
+}
+
+impl Descent<'_> {
+    /// `v = momentum v + rate g; w = w - v` with `g` as in [`Sgd`]; whether every weight is finite.
+    fn run(&self, weight: &mut [f32], velocity: &mut [f32]) -> bool {
+        let parts = weight.par_chunks_mut(PART).zip(velocity.par_chunks_mut(PART)).enumerate();
+        let bad = parts.map(|(part, (weight, velocity))| {
+            vectorised(|| {
+                let blocks = weight.chunks_mut(BLOCK).zip(velocity.chunks_mut(BLOCK)).enumerate();
+                blocks.fold(false, |bad, (block, (weight, velocity))| {
+                    bad | self.block(part * PART + block * BLOCK, weight, velocity)
+                })
+            })
+        });
+        !bad.reduce(|| false, |a, b| a | b)
+    }
+
+    #[inline(always)]
+    fn block(&self, at: usize, weight: &mut [f32], velocity: &mut [f32]) -> bool {
+        let mut room = [0.0; BLOCK];
+        let gradient = &mut room[..weight.len()];
+        self.decay.fill(gradient, &self.gradient[at..], weight);
+        if let Some((push, force)) = self.push {
+            gradient.iter_mut().zip(&force[at..]).for_each(|(g, f)| *g = push.apply(*g, *f));
+        }
+        if let Some(mask) = self.mask {
+            apply_mask(gradient, &mask[at..]);
+        }
         let mut bad = false;
         for ((w, v), g) in weight.iter_mut().zip(velocity).zip(gradient) {
-            *v = momentum * *v + rate * g;
+            *v = self.momentum * *v + self.rate * *g;
             *w -= *v;
             bad |= !w.is_finite();
         }
         bad
-    });
-    !bad.reduce(|| false, |a, b| a | b)
+    }
+}
+
+/// Sums of squares of the gradient of loss and decay, and of the force where it takes part; the order depends on the
+/// extents alone.
+fn squares_of(
+    gradient: &[f32],
+    weight: &[f32],
+    force: &[f32],
+    direction: cofilter_force::Direction,
+    decay: &Decayed,
+) -> [f64; 2] {
+    let parts: Vec<[f64; 2]> = (gradient.par_chunks(BLOCK).zip(weight.par_chunks(BLOCK)))
+        .zip(force.par_chunks(BLOCK))
+        .with_min_len(PART / BLOCK)
+        .map(|((gradient, weight), force)| {
+            vectorised(|| {
+                let mut room = [0.0; BLOCK];
+                let total = &mut room[..weight.len()];
+                decay.fill(total, gradient, weight);
+                let pairs = total.iter().zip(force);
+                let force = pairs.clone().filter(|(g, f)| direction.takes_part(**f, **g));
+                [squares(total), force.map(|(_, f)| f64::from(*f).powi(2)).sum()]
+            })
+        })
+        .collect();
+    parts.iter().fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]])
 }
 
 /// Where the mask is 0 the value becomes +0, whatever it was.
+#[inline(always)]
 fn apply_mask(values: &mut [f32], mask: &[f32]) {
     values.iter_mut().zip(mask).filter(|(_, m)| **m == 0.0).for_each(|(v, _)| *v = 0.0);
 }
@@ -226,7 +318,9 @@ fn squares(values: &[f32]) -> f64 {
 }
 
 fn finite(values: &[f32]) -> bool {
-    let bad = values.par_chunks(PART).map(|part| part.iter().fold(false, |bad, v| bad | !v.is_finite()));
+    let bad = values
+        .par_chunks(PART)
+        .map(|part| vectorised(|| part.iter().fold(false, |bad, v| bad | !v.is_finite())));
     !bad.reduce(|| false, |a, b| a | b)
 }
 

@@ -3,7 +3,7 @@
 
 use crate::oracle::{self, Filters, Generator};
 use candle_core::{DType, Device, Tensor};
-use cofilter_force::{Direction, Error, Force, Rule, Scaling, stopped};
+use cofilter_force::{Direction, Error, Force, Rule, Scaling, Scratch, gradient_into, stopped};
 
 fn tensor(filters: &Filters) -> Tensor {
     Tensor::from_slice(&filters.data, (filters.count, filters.columns), &Device::Cpu).unwrap()
@@ -204,4 +204,40 @@ fn negative_strength_spreads_a_cluster() {
         // Eight directions that cancel have a mean cosine of -1/7.
         assert!((after + 1.0 / 7.0).abs() < 0.02, "{force:?}: {before} -> {after}");
     }
+}
+
+#[test]
+fn on_slices_the_rule_does_the_same() {
+    let mut generator = Generator(2);
+    let [weight, gradient] = [generator.filters(12, 18), generator.filters(12, 18)];
+    let single = |filters: &Filters| tensor(filters).to_dtype(DType::F32).unwrap();
+    let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (weight, gradient) = (single(&weight), single(&gradient));
+    let (w, g) = (numbers(&weight), numbers(&gradient));
+    for force in Force::ALL {
+        for direction in [Direction::All, Direction::Same] {
+            for scaling in [Scaling::Fixed, Scaling::Adaptive] {
+                let rule = Rule { force, strength: -0.3, direction, scaling };
+                let expected = numbers(&rule.apply_grouped(&weight, &gradient, 3, 0.5).unwrap());
+                let mut pull = vec![f32::NAN; w.len()];
+                gradient_into(&w, 12, 3, force, &mut pull, &mut Scratch::default()).unwrap();
+                let norm = |values: &mut dyn Iterator<Item = &f32>| {
+                    values.map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+                };
+                let push = rule
+                    .push(0.5, || {
+                        let parts = pull.iter().zip(&g).filter(|(p, g)| direction.takes_part(**p, **g));
+                        [norm(&mut g.iter()), norm(&mut parts.map(|(p, _)| p))]
+                    })
+                    .unwrap();
+                let found: Vec<f32> = g.iter().zip(&pull).map(|(g, p)| push.apply(*g, *p)).collect();
+                let error: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(error <= if scaling == Scaling::Fixed { 0.0 } else { 1e-6 }, "{rule:?}: {error:e}");
+                assert_ne!(found, g, "{rule:?}");
+            }
+        }
+    }
+    let rule =
+        Rule { force: Force::L1, strength: f64::NAN, direction: Direction::All, scaling: Scaling::Fixed };
+    assert!(matches!(rule.push(1.0, || [1.0; 2]), Err(Error::Coefficient { .. })));
 }
