@@ -2,10 +2,11 @@
 //!
 //! `cargo bench -p cofilter-kernels --bench conv [-- NAME..]` first checks every operation of every shape
 //! against f64 sums, then prints medians of interleaved runs on one thread and in the global pool. Names
-//! select shapes.
+//! select shapes. The last three columns are on blocked maps, filters packed in every run, as training does.
 
 use std::time::{Duration, Instant};
 
+use cofilter_kernels::blocked::{Aligned, InputGradient, Place, Step, View, WeightGradient, Weights, Window};
 use cofilter_kernels::{
     ConvShape, Epilogue, PackedConv, Par, conv2d, conv2d_backward_src, conv2d_backward_weight, cpu_tier,
     yardstick,
@@ -49,8 +50,16 @@ fn main() {
     let threads = rayon::current_num_threads();
     println!("tier {}, {threads} threads, peak {:.0} GFLOP/s on one", cpu_tier(), yardstick::fma_gflops(1));
     println!(
-        "{:22} {:>6} {:>18} {:>18} {:>18} {:>18}",
-        "GFLOP/s (% of peak)", "thread", "packed forward", "forward", "backward src", "backward weight"
+        "{:22} {:>6} {:>18} {:>18} {:>18} {:>18} {:>18} {:>18} {:>18}",
+        "GFLOP/s (% of peak)",
+        "thread",
+        "packed forward",
+        "forward",
+        "backward src",
+        "backward weight",
+        "blocked forward",
+        "blocked src",
+        "blocked weight"
     );
     for case in CASES
         .iter()
@@ -60,13 +69,91 @@ fn main() {
     }
 }
 
+const OPERATIONS: usize = 7;
+
+/// Maps in blocks: source, result and gradients of both.
+struct Blocked {
+    window: Window,
+    views: [View; 2],
+    maps: [Aligned<f32>; 4],
+    scratch: Vec<f32>,
+}
+
+impl Blocked {
+    fn new(shape: &ConvShape, src: &[f32], grad_dst: &[f32]) -> Self {
+        let ConvShape { kernel, stride, padding, dilation, groups, .. } = *shape;
+        let window = Window { kernel, stride, padding, dilation, groups };
+        let out = shape.out_size();
+        let border = InputGradient::border(&window, shape.in_size, out);
+        let views = [
+            View::blocked(0, &[shape.in_channels], shape.in_size, padding),
+            View::blocked(0, &[shape.out_channels], out, border),
+        ];
+        let map = |view: &View| Aligned::new(view.memory_len(shape.batch), 0.0);
+        let mut maps = [map(&views[0]), map(&views[1]), map(&views[0]), map(&views[1])];
+        for (view, map, numbers) in [(0, 0, src), (1, 3, grad_dst)] {
+            let view = &views[view];
+            let dense = View::dense(Place::Images, view.channels(), view.size);
+            Step::relayout(&dense, view).run(shape.batch, numbers, maps[map].as_mut_slice(), Par::Rayon);
+        }
+        let gradient = WeightGradient::new(window, &views[0], &views[1], shape.batch);
+        Self { window, views, maps, scratch: vec![0.0; gradient.scratch_len()] }
+    }
+
+    fn operate(&mut self, shape: &ConvShape, weight: &[f32], dst: &mut [f32], operation: usize, par: Par) {
+        let Self { window, views: [src, dst_view], maps: [x, y, dx, dy], scratch } = self;
+        let threads = if par == Par::Serial { 1 } else { rayon::current_num_threads() };
+        let read = View { place: Place::Images, ..src.clone() };
+        match operation {
+            4 => {
+                let weights = Weights { weight, bias: None, relu: false };
+                Step::conv(*window, weights, &read, None, dst_view, shape.batch, threads).run(
+                    shape.batch,
+                    x.as_slice(),
+                    y.as_mut_slice(),
+                    par,
+                );
+            }
+            5 => InputGradient::new(*window, weight, dst_view, src, shape.batch, threads).run(
+                shape.batch,
+                dy.as_slice(),
+                dx.as_mut_slice(),
+                par,
+            ),
+            _ => WeightGradient::new(*window, src, dst_view, shape.batch).run(
+                shape.batch,
+                x.as_slice(),
+                dy.as_slice(),
+                dst,
+                None,
+                scratch,
+                par,
+            ),
+        }
+    }
+
+    /// The map that an operation wrote, dense.
+    fn dense(&self, shape: &ConvShape, operation: usize, dst: &mut [f32]) {
+        let (view, map) = if operation == 4 { (&self.views[1], 1) } else { (&self.views[0], 2) };
+        let read = View { place: Place::Images, ..view.clone() };
+        Step::relayout(&read, &View::dense(Place::Arena, view.channels(), view.size)).run(
+            shape.batch,
+            self.maps[map].as_slice(),
+            dst,
+            Par::Rayon,
+        );
+    }
+}
+
 /// Tensors of one case.
 struct Tensors {
     src: Vec<f32>,
     weight: Vec<f32>,
     grad_dst: Vec<f32>,
-    /// Results: packed forward, forward, gradient of the source, gradient of the weight.
-    results: [Vec<f32>; 4],
+    /// Results: packed forward, forward, gradient of the source, gradient of the weight; the last three on blocked maps, which are
+    /// checked when they are dense.
+    results: [Vec<f32>; OPERATIONS],
+    blocked: Blocked,
     packed: PackedConv,
     scratch: Vec<f32>,
 }
@@ -93,11 +180,16 @@ fn run(
         (random(shape.src_len()), random(shape.weight_len()), random(shape.dst_len()));
     let packed = PackedConv::new(&shape, &weight, None);
     let scratch = vec![0.0; packed.scratch_len(batch, threads)];
-    let results = [shape.dst_len(), shape.dst_len(), shape.src_len(), shape.weight_len()]
-        .map(|len| vec![f32::NAN; len]);
-    let mut tensors = Tensors { src, weight, grad_dst, results, packed, scratch };
-    for operation in 0..4 {
+    let [dst_len, src_len, weight_len] = [shape.dst_len(), shape.src_len(), shape.weight_len()];
+    let results = [dst_len, dst_len, src_len, weight_len, dst_len, src_len, weight_len];
+    let results = results.map(|len| vec![f32::NAN; len]);
+    let blocked = Blocked::new(&shape, &src, &grad_dst);
+    let mut tensors = Tensors { src, weight, grad_dst, results, blocked, packed, scratch };
+    for operation in 0..OPERATIONS {
         operate(&shape, &mut tensors, operation, Par::Rayon);
+        if operation == 4 || operation == 5 {
+            tensors.blocked.dense(&shape, operation, &mut tensors.results[operation]);
+        }
     }
     check(name, &shape, &tensors);
     if !measure {
@@ -105,19 +197,19 @@ fn run(
         return;
     }
     // The peak moves with the clock, so it is measured beside the runs.
-    let (mut times, mut peaks) = ([const { Vec::new() }; 8], Vec::new());
+    let (mut times, mut peaks) = ([const { Vec::new() }; 2 * OPERATIONS], Vec::new());
     for _ in 0..ROUNDS {
         peaks.push(yardstick::fma_gflops(1));
         for (i, times) in times.iter_mut().enumerate() {
-            let par = if i < 4 { Par::Serial } else { Par::Rayon };
+            let par = if i < OPERATIONS { Par::Serial } else { Par::Rayon };
             let start = Instant::now();
-            operate(&shape, &mut tensors, i % 4, par);
+            operate(&shape, &mut tensors, i % OPERATIONS, par);
             times.push(start.elapsed());
         }
     }
     peaks.sort_by(f64::total_cmp);
     let peak = peaks[ROUNDS / 2];
-    for (times, threads) in times.chunks_mut(4).zip([1, threads]) {
+    for (times, threads) in times.chunks_mut(OPERATIONS).zip([1, threads]) {
         let cells = times.iter_mut().map(|times| {
             times.sort();
             let rate = 2.0 * shape.macs() as f64
@@ -131,13 +223,14 @@ fn run(
 
 /// Runs one operation.
 fn operate(shape: &ConvShape, tensors: &mut Tensors, operation: usize, par: Par) {
-    let Tensors { src, weight, grad_dst, results, packed, scratch } = tensors;
+    let Tensors { src, weight, grad_dst, results, blocked, packed, scratch } = tensors;
     let dst = &mut results[operation];
     match operation {
         0 => packed.run(shape.batch, src, Epilogue::default(), dst, scratch, par),
         1 => conv2d(shape, src, weight, None, dst, par),
         2 => conv2d_backward_src(shape, grad_dst, weight, dst, par),
-        _ => conv2d_backward_weight(shape, src, grad_dst, dst, par),
+        3 => conv2d_backward_weight(shape, src, grad_dst, dst, par),
+        _ => blocked.operate(shape, weight, dst, operation, par),
     }
 }
 
@@ -173,6 +266,7 @@ fn check(name: &str, shape: &ConvShape, tensors: &Tensors) {
         }
         expect(name, tensors.results[0][at], sum, shape.weight_len() / shape.out_channels);
         expect(name, tensors.results[1][at], sum, shape.weight_len() / shape.out_channels);
+        expect(name, tensors.results[4][at], sum, shape.weight_len() / shape.out_channels);
 
         let at = sample(shape.weight_len());
         let (o, c, tap) = (at / (kh * kw) / channels, at / (kh * kw) % channels, [at / kw % kh, at % kw]);
@@ -186,6 +280,7 @@ fn check(name: &str, shape: &ConvShape, tensors: &Tensors) {
             }
         }
         expect(name, tensors.results[3][at], sum, shape.batch * oh * ow);
+        expect(name, tensors.results[6][at], sum, shape.batch * oh * ow);
 
         let at = sample(shape.src_len());
         let (n, channel) = (at / (ih * iw) / shape.in_channels, at / (ih * iw) % shape.in_channels);
@@ -207,6 +302,7 @@ fn check(name: &str, shape: &ConvShape, tensors: &Tensors) {
             }
         }
         expect(name, tensors.results[2][at], sum, filters * kh * kw);
+        expect(name, tensors.results[5][at], sum, filters * kh * kw);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Convolution of blocked maps.
 #![expect(unsafe_code, reason = "tiles read packed weights and write into shared memory")]
 
+mod input_gradient;
 mod pack;
 mod pair;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod weight_gradient;
 
 use std::ops::Range;
 
@@ -15,9 +17,11 @@ use super::micro::{self, MAX_ROWS, MAX_WIDTH, Start, ThinTile, Tile};
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
 use crate::tier::{self, Tier};
+pub use input_gradient::InputGradient;
 pub(super) use pack::at_once;
-use pack::{Filters, Pass, Product};
+use pack::{Filters, Pass, Product, Source};
 use schedule::{Job, Schedule};
+pub use weight_gradient::WeightGradient;
 
 /// Extents of a convolution that its maps do not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,9 +96,12 @@ impl Conv {
         threads: usize,
     ) -> Self {
         let (src, dst, add) = flatten(&window, src, dst, add);
-        let mut conv = Self::whole(tier, window, weights, src, add, dst);
-        conv.schedule = Schedule::new(&conv.filters, &conv.src, &conv.dst, &window, images, threads);
-        conv
+        Self::whole(tier, window, weights, src, add, dst).scheduled(images, threads)
+    }
+
+    fn scheduled(self, images: usize, threads: usize) -> Self {
+        let schedule = Schedule::new(&self.filters, &self.src, &self.dst, &self.window, images, threads);
+        Self { schedule, ..self }
     }
 
     /// A convolution that is not cut into jobs.
@@ -106,10 +113,33 @@ impl Conv {
         add: Option<View>,
         dst: View,
     ) -> Self {
-        check(&window, &weights, &src, add.as_ref(), &dst);
-        let filters = Filters::new(tier, &window, &weights, &src, &dst);
+        check_product(&window, &weights, &src, add.as_ref(), &dst);
+        let all = window.kernel[0] * window.kernel[1];
+        let (group_in, group_out) = (src.channels() / window.groups, dst.channels() / window.groups);
+        let taps: Vec<usize> = (0..all).collect();
+        let source = Source {
+            weight: weights.weight,
+            bias: weights.bias,
+            strides: [group_in * all, all],
+            group: group_out * group_in * all,
+            taps: &taps,
+        };
+        Self::of(tier, window, &source, weights.relu, src, add, dst)
+    }
+
+    /// A convolution with filters from wherever they lie, not cut into jobs.
+    fn of(
+        tier: &'static Tier,
+        window: Window,
+        source: &Source<'_>,
+        relu: bool,
+        src: View,
+        add: Option<View>,
+        dst: View,
+    ) -> Self {
+        let filters = Filters::new(tier, &window, source, &src, &dst);
         let schedule = Schedule::whole(&filters, &dst);
-        Self { tier, window, src, dst, add, relu: weights.relu, filters, schedule }
+        Self { tier, window, src, dst, add, relu, filters, schedule }
     }
 }
 
@@ -205,7 +235,7 @@ impl Part<'_> {
                 dst: std::ptr::null_mut(),
                 dst_row: conv.dst.row_stride,
                 dst_block: conv.dst.block_stride,
-                dst_step: BLOCK,
+                dst_step: conv.dst.pixel_stride,
                 add: None,
                 relu: last && conv.relu,
             };
@@ -249,7 +279,7 @@ impl Part<'_> {
             while x < width {
                 tile.width = (width - x).div_ceil(left);
                 tile.src = src.wrapping_add(y * tile.row_step + x * tile.step);
-                let at = y * tile.dst_row + x * BLOCK;
+                let at = y * tile.dst_row + x * tile.dst_step;
                 tile.dst = dst.wrapping_add(at);
                 tile.next = next.take(tile.weight);
                 tile.add = add.map(|(add, row, block)| (add.wrapping_add(y * row + x * BLOCK), row, block));
@@ -317,19 +347,45 @@ impl Next {
 
 /// Panics unless the extents describe a convolution of these maps.
 pub(super) fn check(window: &Window, weights: &Weights<'_>, src: &View, add: Option<&View>, dst: &View) {
+    assert!(dst.pixel_stride == BLOCK, "convolution: the result is not blocked");
+    check_product(window, weights, src, add, dst);
+}
+
+/// The same, where pixels of the result may be some blocks apart unless something is added.
+fn check_product(window: &Window, weights: &Weights<'_>, src: &View, add: Option<&View>, dst: &View) {
+    check_extents(window, src, dst);
+    let (inputs, outputs) = (src.channels(), dst.channels());
+    let [height, width] = window.kernel;
+    assert_eq!(
+        weights.weight.len(),
+        outputs * (inputs / window.groups) * height * width,
+        "convolution: length of weight"
+    );
+    assert!(weights.bias.is_none_or(|bias| bias.len() == outputs), "convolution: length of bias");
+    if let Some(add) = add {
+        assert!(
+            add.lanes == dst.lanes
+                && add.size == dst.size
+                && add.pixel_stride == BLOCK
+                && dst.pixel_stride == BLOCK
+                && add.phases == 1,
+            "convolution: add {add:?} to {dst:?}"
+        );
+    }
+}
+
+/// Panics unless a window fits the maps.
+fn check_extents(window: &Window, src: &View, dst: &View) {
     let (inputs, outputs) = (src.channels(), dst.channels());
     let Window { kernel, stride, padding, dilation, groups } = *window;
     assert!(
         groups > 0 && inputs.is_multiple_of(groups) && outputs.is_multiple_of(groups),
         "convolution: {groups} groups of {inputs} and {outputs} channels"
     );
-    assert_eq!(
-        weights.weight.len(),
-        outputs * (inputs / groups) * kernel[0] * kernel[1],
-        "convolution: length of weight"
+    assert!(
+        dst.pixel_stride.is_multiple_of(BLOCK) && dst.pixel_stride > 0 && dst.phases == 1,
+        "convolution: the result is not blocked"
     );
-    assert!(weights.bias.is_none_or(|bias| bias.len() == outputs), "convolution: length of bias");
-    assert!(dst.pixel_stride == BLOCK && dst.phases == 1, "convolution: the result is not blocked");
     for d in 0..2 {
         assert!(kernel[d] > 0 && stride[d] > 0 && dilation[d] > 0, "convolution: extents {window:?}");
         assert!(src.border[d] >= padding[d], "convolution: padding {padding:?}, border {:?}", src.border);
@@ -348,12 +404,6 @@ pub(super) fn check(window: &Window, weights: &Weights<'_>, src: &View, add: Opt
         src.pixel_stride == BLOCK || src.lanes.iter().all(|&lanes| lanes == 1),
         "convolution: planar blocks hold one channel"
     );
-    if let Some(add) = add {
-        assert!(
-            add.lanes == dst.lanes && add.size == dst.size && add.pixel_stride == BLOCK && add.phases == 1,
-            "convolution: add {add:?} to {dst:?}"
-        );
-    }
 }
 
 /// Fewest pixels of a row that is worth having instead of a longer one: some tiles.

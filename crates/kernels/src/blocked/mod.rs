@@ -1,4 +1,4 @@
-//! Inference on blocked maps: the layout, the steps and the threads that run them.
+//! Blocked maps: the layout, the steps of inference and the threads that run them, and what training needs beside those.
 //!
 //! A map is cut into blocks of [`BLOCK`] channels; a block is `[height, width, BLOCK]`, so the channels of one pixel
 //! fill one vector. See [`View`] for the exact place of each number.
@@ -8,6 +8,7 @@ mod conv;
 mod denormals;
 mod depthwise;
 mod elementwise;
+mod gradient;
 pub(crate) mod lanes;
 mod linear;
 mod lrn;
@@ -24,7 +25,8 @@ mod view;
 mod winograd;
 
 pub use aligned::Aligned;
-pub use conv::{Weights, Window};
+pub use conv::{InputGradient, WeightGradient, Weights, Window};
+pub use gradient::{BatchNorm, Moments, Pooling};
 pub use linear::{LinearWeights, Storage};
 pub use sequence::{Part, Sequence, Step};
 pub use team::Team;

@@ -79,7 +79,13 @@ fn check(src: &View, dst: &View) {
 }
 
 /// Windows along one axis, clipped to the map.
-fn windows(len: usize, count: usize, kernel: usize, stride: usize, padding: usize) -> Vec<Range<usize>> {
+pub(super) fn windows(
+    len: usize,
+    count: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Vec<Range<usize>> {
     let window = |i: usize| {
         let end = (i * stride + kernel).saturating_sub(padding).min(len);
         let start = (i * stride).saturating_sub(padding);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::memory::Memory;
 use super::team::Work;
 use super::{Place, Team, View};
+use crate::par::{LINE, Par, aligned, for_each_job};
 
 /// One kind of computation, cut into jobs.
 pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
@@ -55,6 +56,40 @@ impl Step {
     pub fn jobs(&self, images: usize) -> usize {
         self.stage.jobs(images)
     }
+
+    /// Runs this step alone: it reads `src`, in which its views of [`Place::Images`] lie, and writes `dst`, its arena.
+    ///
+    /// # Panics
+    /// If it reads or writes anything else, or a view does not stay inside.
+    pub fn run(&self, images: usize, src: &[f32], dst: &mut [f32], par: Par) {
+        let (reads, write) = (self.stage.reads(), self.stage.write());
+        for view in &reads {
+            let extent = view.extent(images);
+            assert!(
+                view.place == Place::Images && extent.end <= src.len(),
+                "{extent:?} of {}: {view:?}",
+                src.len()
+            );
+        }
+        let extent = write.extent(images);
+        assert!(
+            write.place == Place::Arena && extent.end <= dst.len(),
+            "{extent:?} of {}: {write:?}",
+            dst.len()
+        );
+        let memory =
+            Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), logits: std::ptr::null_mut(), first: 0 };
+        // Reading and writing a number costs about as much as some multiplications.
+        let threads = par.threads(16 * extent.len() as u64);
+        let scratch_len = self.stage.scratch_len().next_multiple_of(LINE);
+        let mut scratch = vec![0.0; scratch_len * threads + LINE];
+        let scratch = if scratch_len == 0 { &mut [] } else { aligned(&mut scratch) };
+        for_each_job(threads, self.stage.jobs(images), scratch, scratch_len, |job, scratch| {
+            // SAFETY: the views are inside the slices, which are different ones, every job runs once, and `scratch` is this
+            // thread's alone.
+            unsafe { self.stage.run(job, images, &memory, scratch.as_mut_ptr()) };
+        });
+    }
 }
 
 /// Steps that run one after the other for some images of a batch, then for the next ones.
@@ -79,9 +114,6 @@ pub struct Sequence {
     logits_len: usize,
     scratch_len: usize,
 }
-
-/// Numbers in a cache line.
-const LINE: usize = 16;
 
 impl Sequence {
     /// Checks that every step stays inside memory of these lengths for up to `images` images, and writes nothing that it reads.

@@ -2,13 +2,27 @@
 
 use std::ops::Range;
 
-use super::{Weights, Window, blocks_of};
+use super::{Window, blocks_of};
 use crate::blocked::micro::{self, Run};
 use crate::blocked::{BLOCK, View};
 use crate::tier::Tier;
 
 /// Numbers of packed weights that stay in the first-level cache while a tile after tile reads them: 32 KiB.
 const RESIDENT: usize = 8 * 1024;
+
+/// Filters as they are given.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    pub(super) weight: &'a [f32],
+    /// `[out_channels]`.
+    pub(super) bias: Option<&'a [f32]>,
+    /// From an output to the next one of its group, and from a channel that it reads to the next.
+    pub(super) strides: [usize; 2],
+    /// From a group to the next.
+    pub(super) group: usize,
+    /// Place of each tap among those of a filter.
+    pub(super) taps: &'a [usize],
+}
 
 /// A cache line of numbers, so that packed weights are aligned.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +82,8 @@ struct Input {
     channels: Range<usize>,
     /// Runs of all taps and channels of the range.
     runs: Vec<Run>,
-    /// Channel of the group and tap of the first number of each run.
-    sources: Vec<(usize, [usize; 2])>,
+    /// Channel and tap of the first number of each run.
+    sources: Vec<(usize, usize)>,
     /// The same with whole blocks, for thin products; empty if the source is planar.
     thin_runs: Vec<Run>,
     /// Cuts of `runs`, for one, two and three blocks at once.
@@ -85,7 +99,7 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    pub(super) fn new(tier: &Tier, window: &Window, weights: &Weights<'_>, src: &View, dst: &View) -> Self {
+    pub(super) fn new(tier: &Tier, window: &Window, source: &Source<'_>, src: &View, dst: &View) -> Self {
         let mut filters = Self { passes: Vec::new(), inputs: Vec::new(), lines: Vec::new() };
         let group_in = src.channels() / window.groups;
         let group_out = dst.channels() / window.groups;
@@ -106,35 +120,19 @@ impl Filters {
             let mut end = block + same;
             // The last block of a group may be too thin to fill the lanes.
             let thin = wanted[end - 1].0.len();
-            let is_thin = filters.inputs[input].worth_thin(thin, tier.sums);
+            // Thin products write neighbours.
+            let is_thin = dst.pixel_stride == BLOCK && filters.inputs[input].worth_thin(thin, tier.sums);
             if is_thin {
                 end -= 1;
             }
             while block < end {
                 let blocks = at_once(end - block, tier.blocks);
-                filters.pack(
-                    Product::Wide { blocks },
-                    block,
-                    input,
-                    window,
-                    weights,
-                    &wanted,
-                    group_in,
-                    group_out,
-                );
+                filters.pack(Product::Wide { blocks }, block, input, source, &wanted, [group_in, group_out]);
                 block += blocks;
             }
             if is_thin {
-                filters.pack(
-                    Product::Thin { count: thin },
-                    block,
-                    input,
-                    window,
-                    weights,
-                    &wanted,
-                    group_in,
-                    group_out,
-                );
+                let product = Product::Thin { count: thin };
+                filters.pack(product, block, input, source, &wanted, [group_in, group_out]);
                 block += 1;
             }
         }
@@ -150,17 +148,14 @@ impl Filters {
         self.inputs.len() - 1
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller, no state worth a name")]
     fn pack(
         &mut self,
         product: Product,
         dst_block: usize,
         input: usize,
-        window: &Window,
-        weights: &Weights<'_>,
+        source: &Source<'_>,
         wanted: &[(Range<usize>, Range<usize>)],
-        group_in: usize,
-        group_out: usize,
+        [group_in, group_out]: [usize; 2],
     ) {
         let bias = self.lines.len();
         let pass = Pass { dst_block, product, input, weight: 0, bias };
@@ -168,43 +163,56 @@ impl Filters {
         for (outputs, _) in &wanted[blocks.clone()] {
             let mut line = Line([0.0; BLOCK]);
             for (lane, output) in outputs.clone().enumerate() {
-                line.0[lane] = weights.bias.map_or(0.0, |bias| bias[output]);
+                line.0[lane] = source.bias.map_or(0.0, |bias| bias[output]);
             }
             self.lines.push(line);
         }
         let weight = self.lines.len();
-        let taps = window.kernel[0] * window.kernel[1];
-        // The weight of an output for a channel of the source, 0 where they are in different groups.
-        let value = |output: usize, channel: usize, [r, s]: [usize; 2]| {
-            let first = output / group_out * group_in;
-            match channel.checked_sub(first) {
-                Some(c) if c < group_in => {
-                    weights.weight[(output * group_in + c) * taps + r * window.kernel[1] + s]
-                }
-                _ => 0.0,
-            }
-        };
         let read = &self.inputs[input];
-        for (i, (run, (channel, tap))) in read.runs.iter().zip(&read.sources).enumerate() {
-            match product {
-                Product::Wide { .. } => {
-                    for k in 0..run.len {
-                        for (outputs, _) in &wanted[blocks.clone()] {
-                            let mut line = Line([0.0; BLOCK]);
-                            for (lane, output) in outputs.clone().enumerate() {
-                                line.0[lane] = value(output, channel + k, *tap);
+        // Channels of a run that are of the output's group, and the first weight of those.
+        let inside = |output: usize, run: &Run, channel: usize| {
+            let (group, local) = (output / group_out, output % group_out);
+            let range = channel.max(group * group_in)..(channel + run.len).min((group + 1) * group_in);
+            let at = (range.start.saturating_sub(group * group_in)) * source.strides[1];
+            let first = group * source.group + local * source.strides[0] + at;
+            (range.start.saturating_sub(channel)..range.end.saturating_sub(channel), first)
+        };
+        match product {
+            Product::Wide { blocks: count } => {
+                let lines = count * read.depth();
+                self.lines.resize(weight + lines, Line([0.0; BLOCK]));
+                let mut at = weight;
+                // What one block of channels is multiplied with stays in the first-level cache.
+                let runs: Vec<(&Run, &(usize, usize))> = read.runs.iter().zip(&read.sources).collect();
+                for runs in runs.chunk_by(|a, b| a.1.0 == b.1.0) {
+                    for (b, (outputs, _)) in wanted[blocks.clone()].iter().enumerate() {
+                        for (lane, output) in outputs.clone().enumerate() {
+                            let mut line = at + b;
+                            for (run, (channel, tap)) in runs {
+                                let (channels, first) = inside(output, run, *channel);
+                                if !channels.is_empty() {
+                                    let weights = source.weight[first + source.taps[*tap]..].iter();
+                                    let lines = self.lines[line + channels.start * count..].iter_mut();
+                                    let pairs = lines.step_by(count).zip(weights.step_by(source.strides[1]));
+                                    pairs.take(channels.len()).for_each(|(line, w)| line.0[lane] = *w);
+                                }
+                                line += run.len * count;
                             }
-                            self.lines.push(line);
                         }
                     }
+                    at += count * runs.iter().map(|(run, _)| run.len).sum::<usize>();
                 }
-                Product::Thin { .. } => {
+            }
+            Product::Thin { .. } => {
+                for (i, (run, (channel, tap))) in read.runs.iter().zip(&read.sources).enumerate() {
                     // A run of a thin product is a whole block: the lanes outside the range of channels get weight 0.
                     let before = (run.src - read.thin_runs[i].src) as usize;
                     for output in wanted[dst_block].0.clone() {
                         let mut line = Line([0.0; BLOCK]);
-                        for k in 0..run.len {
-                            line.0[before + k] = value(output, channel + k, *tap);
+                        let (channels, first) = inside(output, run, *channel);
+                        for (i, k) in channels.enumerate() {
+                            line.0[before + k] =
+                                source.weight[first + i * source.strides[1] + source.taps[*tap]];
                         }
                         self.lines.push(line);
                     }
@@ -280,7 +288,7 @@ impl Input {
                     let x = (s * window.dilation[1]) as isize - window.padding[1] as isize;
                     let at = src.at(0, block, y, x) as isize - origin;
                     input.runs.push(Run { src: at + lanes.start as isize, len: lanes.len() });
-                    input.sources.push((channel, [r, s]));
+                    input.sources.push((channel, r * window.kernel[1] + s));
                     if src.pixel_stride == BLOCK {
                         input.thin_runs.push(Run { src: at, len: BLOCK });
                     }
