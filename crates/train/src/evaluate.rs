@@ -88,7 +88,7 @@ fn scores(net: &Net, sweep: &mut Sweep, images: Vec<f32>, count: usize) -> Resul
     let classes = net.graph().node(head).shape().elements();
     if net.device().is_cpu() {
         let trace = sweep.forward(net, images, Mode::Eval, &[head], false)?;
-        let scores = trace.value(head).map(|v| v.data().to_vec());
+        let scores = sweep.dense(net, &trace, head);
         return scores.map(|s| (s, classes)).ok_or_else(|| Error::Input("the network has no output".into()));
     }
     let dims: Vec<usize> = std::iter::once(count).chain(net.graph().input_shape().dims()).collect();

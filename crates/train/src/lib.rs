@@ -15,6 +15,7 @@ mod error;
 mod evaluate;
 mod fit;
 mod history;
+mod layout;
 mod multipliers;
 mod net;
 mod ops;

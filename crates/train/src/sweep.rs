@@ -1,11 +1,20 @@
+use crate::layout::{Layout, read};
 use crate::net::{Mode, Net};
 use crate::ops::loss::CrossEntropy;
 use crate::ops::{self, Arg, Layer, Saved, tape};
 use crate::{Error, Result};
 use cofilter_graph::{Node, NodeId, Op, Params};
+use cofilter_kernels::Par;
+use cofilter_kernels::blocked::{Moments, Place, Step, View};
+use conv::Through;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+
+mod conv;
+mod dense;
+mod maps;
 
 /// Elements a task of an elementwise loop handles; smaller tensors stay on one thread.
 pub(crate) const PART: usize = 1 << 15;
@@ -28,18 +37,66 @@ impl Pool {
         self.0.entry(buffer.len()).or_default().push(buffer);
     }
 
+    /// A buffer that begins at a cache line, for vectors that are as wide.
+    fn aligned(&mut self, len: usize) -> Numbers {
+        let numbers = self.take(len + LINE);
+        let skip = numbers.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        Numbers { numbers, range: skip..skip + len }
+    }
+
+    fn back(&mut self, numbers: Numbers) {
+        self.give(numbers.numbers);
+    }
+
     fn release(&mut self, value: Option<Value>) {
-        if let Some(Ok(buffer)) = value.map(|v| Arc::try_unwrap(v.data)) {
-            self.give(buffer);
+        if let Some(Ok(numbers)) = value.map(|v| Arc::try_unwrap(v.data)) {
+            self.back(numbers);
         }
     }
 }
 
-/// The value of a node; flatten and idle dropout share it with their input.
+/// Numbers in a cache line.
+const LINE: usize = 16;
+
+/// The numbers of a value or of its gradient: a part of a buffer.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers {
+    numbers: Vec<f32>,
+    range: Range<usize>,
+}
+
+impl From<Vec<f32>> for Numbers {
+    fn from(numbers: Vec<f32>) -> Self {
+        Self { range: 0..numbers.len(), numbers }
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.numbers[self.range.clone()]
+    }
+}
+
+impl DerefMut for Numbers {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.numbers[self.range.clone()]
+    }
+}
+
+/// Gradients of the inputs of a node, and of its learnt tensors.
+#[derive(Default)]
+struct Gradients {
+    inputs: Vec<Option<Numbers>>,
+    learnt: Vec<Option<Vec<f32>>>,
+}
+
+/// The value of a node, laid out as [`Layout`] says; a value that passes unchanged is shared.
 #[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub(crate) dims: Vec<usize>,
-    data: Arc<Vec<f32>>,
+    data: Arc<Numbers>,
 }
 
 impl Value {
@@ -48,28 +105,47 @@ impl Value {
     }
 }
 
+/// What a node did on the way forward.
+enum Done {
+    /// Nothing: the value is that of its input.
+    Passed,
+    /// A map became a vector.
+    Flattened,
+    /// An op on blocked maps.
+    Mapped(Saved),
+    /// A layer on dense numbers.
+    Dense(Box<dyn Layer>, Saved),
+}
+
 /// A forward pass: what each node gave and keeps for the way back.
 pub(crate) struct Trace {
+    images: usize,
     values: Vec<Option<Value>>,
-    layers: Vec<Option<(Box<dyn Layer>, Saved)>>,
+    done: Vec<Option<Done>>,
 }
 
 impl Trace {
-    /// The value of a node that was a target, or of any node of a pass that keeps.
+    /// The value of a node that was a target, or of any node of a pass that keeps. Maps lie in blocks.
     pub(crate) fn value(&self, id: NodeId) -> Option<&Value> {
         self.values[id.index()].as_ref()
     }
 }
 
-/// Forward and backward over a network on CPU, the layers of [`ops`] called on plain slices.
+/// Forward and backward over a network on CPU.
 ///
-/// The same numbers as candle's tape gives, bit for bit, without its copies: a gradient is written where it is first
-/// needed, and buffers are used again.
+/// The same as candle's tape gives but for rounding, without its copies: maps stay in blocks of channels from op to op, a ReLU is
+/// part of what comes before it, a gradient is written where it is first needed, and buffers are used again. Ops that have no
+/// kernel for blocked maps run as the layers of [`ops`] do on the tape, on dense copies.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     pool: Pool,
+    layout: Option<Layout>,
     /// What the last backward pass left at each node.
     used: Vec<Saved>,
+    /// Moments of the input of a normalisation, where that was computed along with them.
+    moments: BTreeMap<NodeId, Vec<Moments>>,
+    /// What the gradient that reaches a convolution has still to pass.
+    through: BTreeMap<NodeId, Through>,
 }
 
 impl Sweep {
@@ -87,19 +163,44 @@ impl Sweep {
         keep: bool,
     ) -> Result<Trace> {
         let graph = net.graph();
+        let layout = self.layout.take().unwrap_or_else(|| Layout::new(graph));
+        // A pass that failed may have left something.
+        self.moments.clear();
+        self.through.clear();
         let last_reader = last_readers(net, targets);
         let count = graph.nodes().len();
         let mut trace = Trace {
+            images: 0,
             values: vec![None; count],
-            layers: std::iter::repeat_with(|| None).take(count).collect(),
+            done: std::iter::repeat_with(|| None).take(count).collect(),
         };
         let mut images = Some(images);
         for (id, node) in graph.iter() {
             let Some(last) = last_reader[id.index()] else { continue };
-            trace.values[id.index()] = Some(match images.take() {
-                Some(images) => input(node, images)?,
-                None => self.run(net, id, node, mode, keep, &mut trace)?,
-            });
+            let value = match images.take() {
+                Some(images) => self.input(&layout, id, node, images)?,
+                None => {
+                    let pass = Pass { net, layout: &layout, id, node, images: trace.images };
+                    let mut saved = self.used.get_mut(id.index()).map(std::mem::take).unwrap_or_default();
+                    let inputs: Vec<&Value> =
+                        node.inputs().iter().filter_map(|i| trace.values[i.index()].as_ref()).collect();
+                    let (value, done) = match self.map_forward(&pass, &inputs, mode, &mut saved)? {
+                        Some(value) => (value, Done::Mapped(saved)),
+                        None => self.other_forward(&pass, &inputs, mode, keep, saved)?,
+                    };
+                    if let (
+                        Done::Mapped(Saved::Statistics(s)) | Done::Dense(_, Saved::Statistics(s)),
+                        Mode::Train { .. },
+                    ) = (&done, mode)
+                    {
+                        net.update_running(id, inputs[0].dims.iter().product(), s)?;
+                    }
+                    trace.done[id.index()] = Some(done);
+                    value
+                }
+            };
+            trace.images = value.dims[0];
+            trace.values[id.index()] = Some(value);
             if !keep {
                 for read in node.inputs() {
                     if last_reader[read.index()] == Some(id) {
@@ -109,40 +210,46 @@ impl Sweep {
             }
             debug_assert!(last >= id, "a node is read after it is made");
         }
+        self.layout = Some(layout);
         Ok(trace)
     }
 
-    fn run(
-        &mut self,
-        net: &Net,
-        id: NodeId,
-        node: &Node,
-        mode: Mode,
-        keep: bool,
-        trace: &mut Trace,
-    ) -> Result<Value> {
-        let inputs: Vec<&Value> =
-            node.inputs().iter().filter_map(|i| trace.values[i.index()].as_ref()).collect();
-        let Some(layer) = ops::layer(node, mode, net.running(id, mode)?)? else {
-            let dims = std::iter::once(inputs[0].dims[0]).chain(node.shape().dims()).collect();
-            return Ok(Value { dims, data: Arc::clone(&inputs[0].data) });
-        };
-        let vars: Vec<&candle_core::Tensor> = net.learnt(id).map(|v| v.as_tensor()).collect();
-        let mut saved = self.used.get_mut(id.index()).map(std::mem::take).unwrap_or_default();
-        let value = tape::with_slices(layer.name(), &vars, |params| {
-            let mut args: Vec<Arg<'_>> =
-                inputs.iter().map(|v| Arg { data: &v.data, dims: &v.dims }).collect();
-            args.extend_from_slice(params);
-            let dims = layer.dst_dims(&args.iter().map(|a| a.dims).collect::<Vec<_>>());
-            let mut dst = self.pool.take(dims.iter().product());
-            layer.forward(&args, &mut dst, &mut saved, keep);
-            Value { dims, data: Arc::new(dst) }
-        })?;
-        if let (Saved::Statistics(batch), Mode::Train { .. }) = (&saved, mode) {
-            net.update_running(id, inputs[0].data.len(), batch)?;
+    /// The value of a target without gaps.
+    pub(crate) fn dense(&mut self, net: &Net, trace: &Trace, id: NodeId) -> Option<Vec<f32>> {
+        let value = trace.value(id)?;
+        let view = self.layout.as_ref().and_then(|layout| layout.view(id)).cloned();
+        let Some(view) = view else { return Some(value.data().to_vec()) };
+        let to = dense(net.graph().node(id), Place::Arena);
+        Some(self.relayout(&view, &to, trace.images, value.data()).to_vec())
+    }
+
+    /// The images, laid out for what reads them.
+    fn input(&mut self, layout: &Layout, id: NodeId, node: &Node, images: Vec<f32>) -> Result<Value> {
+        let len = node.shape().elements();
+        if images.is_empty() || !images.len().is_multiple_of(len) {
+            return Err(Error::Input(format!(
+                "images: expected a multiple of {len} numbers, found {}",
+                images.len()
+            )));
         }
-        trace.layers[id.index()] = Some((layer, saved));
-        Ok(value)
+        let count = images.len() / len;
+        let dims = std::iter::once(count).chain(node.shape().dims()).collect();
+        let data = match layout.view(id) {
+            Some(view) if *view != dense(node, Place::Arena) => {
+                let laid_out = self.relayout(&dense(node, Place::Images), view, count, &images);
+                self.pool.give(images);
+                laid_out
+            }
+            _ => images.into(),
+        };
+        Ok(Value { dims, data: Arc::new(data) })
+    }
+
+    /// The numbers of a map in another layout.
+    fn relayout(&mut self, from: &View, to: &View, images: usize, numbers: &[f32]) -> Numbers {
+        let mut result = self.pool.aligned(to.memory_len(images));
+        Step::relayout(&read(from), to).run(images, numbers, &mut result, Par::Rayon);
+        result
     }
 
     /// Gradients of the learnt tensors that `wanted` asks for, given those of some values; `None` where no path leads.
@@ -155,90 +262,95 @@ impl Sweep {
         seeds: Vec<(NodeId, Vec<f32>)>,
         wanted: &Params<bool>,
     ) -> Result<Params<Option<Vec<f32>>>> {
-        let Trace { mut values, layers } = trace;
+        let Trace { images, mut values, done } = trace;
         let graph = net.graph();
+        let layout = self.layout.take().unwrap_or_else(|| Layout::new(graph));
         let needs = needs_gradient(net, wanted);
-        let mut flowing: Vec<Option<Vec<f32>>> = vec![None; graph.nodes().len()];
+        let mut flowing: Vec<Option<Numbers>> = vec![None; graph.nodes().len()];
         let mut result = net.params().map(|_, _, _| None);
         for (id, seed) in seeds {
-            self.accumulate(&mut flowing[id.index()], seed);
+            self.accumulate(&mut flowing[id.index()], seed.into());
         }
         let nodes: Vec<(NodeId, &Node)> = graph.iter().collect();
         for (id, node) in nodes.into_iter().rev() {
-            match (flowing[id.index()].take(), &layers[id.index()]) {
-                (Some(grad), _) if !needs[id.index()] => self.pool.give(grad),
-                (Some(grad), None) => self.pass_on(node, grad, &needs, &mut flowing),
-                (Some(grad), Some(_)) if matches!(node.op(), Op::Add) => {
-                    self.pass_on(node, grad, &needs, &mut flowing);
-                }
-                (Some(grad), Some((layer, saved))) => {
-                    let step =
-                        Backward { net, id, node, layer: &**layer, saved, values: &values, needs: &needs };
-                    let mut grads = self.node_backward(&step, &grad, wanted)?.into_iter();
-                    self.pool.give(grad);
-                    for (input, grad) in node.inputs().iter().zip(grads.by_ref()) {
-                        if let Some(grad) = grad {
-                            self.accumulate(&mut flowing[input.index()], grad);
-                        }
+            let grad = flowing[id.index()].take();
+            let pass = Pass { net, layout: &layout, id, node, images };
+            match (grad, &done[id.index()]) {
+                (Some(grad), _) if !needs[id.index()] => self.pool.back(grad),
+                (Some(grad), None | Some(Done::Passed)) => self.pass_on(node, grad, &needs, &mut flowing),
+                (Some(grad), Some(Done::Flattened)) => {
+                    let input = node.inputs()[0];
+                    if let Some(view) = layout.view(input) {
+                        let map =
+                            self.relayout(&dense(graph.node(input), Place::Images), view, images, &grad);
+                        self.accumulate(&mut flowing[input.index()], map);
                     }
-                    result.get_mut(id).iter_mut().zip(grads).for_each(|(place, grad)| *place = grad);
+                    self.pool.back(grad);
+                }
+                (Some(mut grad), Some(done)) => {
+                    let wanted_inputs = node.inputs().iter().map(|i| needs[i.index()]);
+                    let wanted: Vec<bool> = wanted_inputs.chain(wanted.get(id).iter().copied()).collect();
+                    if matches!(node.op(), Op::Add) {
+                        if let (true, Some(value)) = (layout.rectified(id), &values[id.index()]) {
+                            rectify(value.data(), &mut grad, Par::Rayon);
+                        }
+                        self.pass_on(node, grad, &needs, &mut flowing);
+                    } else {
+                        let grads = match done {
+                            Done::Dense(layer, saved) => {
+                                self.other_backward(&pass, &**layer, saved, &values, &grad, &wanted)?
+                            }
+                            Done::Mapped(saved) => {
+                                self.map_backward(&pass, saved, &values, &mut grad, &wanted)?
+                            }
+                            Done::Passed | Done::Flattened => Gradients::default(),
+                        };
+                        match self.through.contains_key(&node.inputs()[0]) {
+                            // A normalisation hands its gradient on as it is.
+                            true => flowing[node.inputs()[0].index()] = Some(grad),
+                            false => self.pool.back(grad),
+                        }
+                        for (input, grad) in node.inputs().iter().zip(grads.inputs) {
+                            if let Some(grad) = grad {
+                                self.accumulate(&mut flowing[input.index()], grad);
+                            }
+                        }
+                        let places = result.get_mut(id).iter_mut().zip(grads.learnt);
+                        places.for_each(|(place, grad)| *place = grad);
+                    }
                 }
                 (None, _) => {}
             }
             self.pool.release(values[id.index()].take());
         }
-        self.used =
-            layers.into_iter().map(|layer| layer.map(|(_, saved)| saved).unwrap_or_default()).collect();
+        self.used = done.into_iter().map(|done| done.map(Done::into_saved).unwrap_or_default()).collect();
+        self.layout = Some(layout);
         Ok(result)
     }
 
     /// The gradient of every operand is that of the result.
-    fn pass_on(&mut self, node: &Node, grad: Vec<f32>, needs: &[bool], flowing: &mut [Option<Vec<f32>>]) {
+    fn pass_on(&mut self, node: &Node, grad: Numbers, needs: &[bool], flowing: &mut [Option<Numbers>]) {
         let mut takers = node.inputs().iter().filter(|i| needs[i.index()]);
         let first = takers.next();
         for taker in takers {
-            let mut copy = self.pool.take(grad.len());
+            let mut copy = self.pool.aligned(grad.len());
             copy.copy_from_slice(&grad);
             self.accumulate(&mut flowing[taker.index()], copy);
         }
         match first {
             Some(first) => self.accumulate(&mut flowing[first.index()], grad),
-            None => self.pool.give(grad),
+            None => self.pool.back(grad),
         }
     }
 
-    fn node_backward(
-        &mut self,
-        step: &Backward<'_>,
-        grad: &[f32],
-        wanted: &Params<bool>,
-    ) -> Result<Vec<Option<Vec<f32>>>> {
-        let Backward { net, id, node, layer, saved, values, needs } = *step;
-        let inputs: Vec<&Value> = node.inputs().iter().filter_map(|i| values[i.index()].as_ref()).collect();
-        let Some(dst) = &values[id.index()] else { return Ok(Vec::new()) };
-        let vars: Vec<&candle_core::Tensor> = net.learnt(id).map(|v| v.as_tensor()).collect();
-        let wanted_inputs = node.inputs().iter().map(|i| needs[i.index()]);
-        let wanted: Vec<bool> = wanted_inputs.chain(wanted.get(id).iter().copied()).collect();
-        Ok(tape::with_slices(layer.name(), &vars, |params| {
-            let mut args: Vec<Arg<'_>> =
-                inputs.iter().map(|v| Arg { data: &v.data, dims: &v.dims }).collect();
-            args.extend_from_slice(params);
-            let mut grads: Vec<Option<Vec<f32>>> =
-                args.iter().zip(&wanted).map(|(a, w)| w.then(|| self.pool.take(a.data.len()))).collect();
-            let mut places: Vec<Option<&mut [f32]>> = grads.iter_mut().map(|g| g.as_deref_mut()).collect();
-            layer.backward(&args, &dst.data, saved, grad, &mut places);
-            grads
-        })?)
-    }
-
     /// `sum += grad`, or `grad` itself if it is the first.
-    fn accumulate(&mut self, sum: &mut Option<Vec<f32>>, grad: Vec<f32>) {
+    fn accumulate(&mut self, sum: &mut Option<Numbers>, grad: Numbers) {
         match sum {
             None => *sum = Some(grad),
             Some(sum) => {
                 let parts = sum.par_chunks_mut(PART).zip(grad.par_chunks(PART));
                 parts.for_each(|(sum, grad)| sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g));
-                self.pool.give(grad);
+                self.pool.back(grad);
             }
         }
     }
@@ -261,26 +373,48 @@ impl Sweep {
     }
 }
 
-struct Backward<'a> {
+/// A node on the way.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
     net: &'a Net,
+    layout: &'a Layout,
     id: NodeId,
     node: &'a Node,
-    layer: &'a dyn Layer,
-    saved: &'a Saved,
-    values: &'a [Option<Value>],
-    needs: &'a [bool],
+    images: usize,
 }
 
-fn input(node: &Node, images: Vec<f32>) -> Result<Value> {
-    let len = node.shape().elements();
-    if images.is_empty() || !images.len().is_multiple_of(len) {
-        return Err(Error::Input(format!(
-            "images: expected a multiple of {len} numbers, found {}",
-            images.len()
-        )));
+impl Done {
+    fn into_saved(self) -> Saved {
+        match self {
+            Self::Passed | Self::Flattened => Saved::Nothing,
+            Self::Mapped(saved) | Self::Dense(_, saved) => saved,
+        }
     }
-    let dims = std::iter::once(images.len() / len).chain(node.shape().dims()).collect();
-    Ok(Value { dims, data: Arc::new(images) })
+}
+
+/// Runs `f` with the learnt tensors of a node.
+fn with_learnt<T>(net: &Net, id: NodeId, f: impl FnOnce(&[Arg<'_>]) -> T) -> Result<T> {
+    let vars: Vec<&candle_core::Tensor> = net.learnt(id).map(|v| v.as_tensor()).collect();
+    Ok(tape::with_slices("sweep", &vars, f)?)
+}
+
+/// The map of a node without gaps.
+fn dense(node: &Node, place: Place) -> View {
+    View::dense(place, node.shape().channels(), node.shape().spatial())
+}
+
+/// `grad = 0` where `value <= 0`, the result of a ReLU.
+fn rectify(value: &[f32], grad: &mut [f32], par: Par) {
+    let mask = |grad: &mut [f32], value: &[f32]| {
+        grad.iter_mut().zip(value).for_each(|(g, v)| *g = if *v <= 0.0 { 0.0 } else { *g });
+    };
+    match par {
+        Par::Serial => mask(grad, value),
+        Par::Rayon => {
+            let parts = grad.par_chunks_mut(PART).zip(value.par_chunks(PART));
+            parts.for_each(|(grad, value)| mask(grad, value));
+        }
+    }
 }
 
 /// For each node that a target needs, the last node that reads it (a target: the last node of all).

@@ -20,7 +20,7 @@ fn model() -> Model {
     Model::init(b.finish(&[main, side]).unwrap(), &Init::default(), 4).unwrap()
 }
 
-/// Our backward pass and candle's, bit for bit.
+/// Our backward pass and candle's.
 #[test]
 fn sweep_and_tape_agree() {
     let images: Vec<f32> = (0..3 * 144u16).map(|i| f32::from(i * 37 % 101) / 50.0 - 1.0).collect();
@@ -35,14 +35,22 @@ fn sweep_and_tape_agree() {
     let mut compared = 0;
     for (id, slot, swept, taped) in swept.gradients.zip(&taped.gradients) {
         let name = one.net.graph().tensor_name(id, slot);
-        assert_eq!(swept, taped, "{name}");
-        if let Some(gradient) = swept {
+        assert_eq!(swept.is_some(), taped.is_some(), "{name}");
+        if let (Some(gradient), Some(taped)) = (swept, taped) {
+            let largest = taped.iter().fold(0.0, |m: f32, g| m.max(g.abs()));
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * largest + 1e-6;
+            assert!(gradient.iter().zip(taped).all(close), "{name}: {gradient:?}, expected {taped:?}");
             assert!(gradient.iter().any(|g| *g != 0.0) || name == "conv1.bias", "{name}");
             compared += 1;
         }
     }
     assert_eq!(compared, 2 + 2 + 1 + 2 + 2 + 2);
-    assert_eq!(one.net.to_model().unwrap(), other.net.to_model().unwrap());
+    // Nothing is learnt yet, but running statistics are.
+    let (one, other) = (one.net.to_model().unwrap(), other.net.to_model().unwrap());
+    for (id, slot, one, other) in one.params().zip(other.params()) {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        assert!(one.data().iter().zip(other.data()).all(close), "{id:?} {slot}: {one:?}, expected {other:?}");
+    }
 }
 
 /// Buffers that were used before change nothing.
