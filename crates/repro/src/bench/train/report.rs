@@ -65,6 +65,15 @@ impl Cell {
         }
     }
 
+    /// Our first and last loss; whether they fell by so much more than engines may differ that agreement says something.
+    fn losses(&self) -> (f64, f64, bool) {
+        let ours = self.losses.get("cofilter");
+        let [first, last] = [ours.and_then(|l| l.first()), ours.and_then(|l| l.last())]
+            .map(|loss| loss.copied().unwrap_or(f64::NAN));
+        let lowest = ours.into_iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        (first, last, lowest < 0.95 * first)
+    }
+
     fn ratio(&self) -> f64 {
         self.cofilter_images_per_s / self.pytorch_images_per_s
     }
@@ -105,7 +114,8 @@ impl Report {
         text += "Images a second by the median iteration (data, forward, backward, update), ours and PyTorch's (eager, in its faster \
                  layout, fused SGD, images laid out beforehand) in turns in one run, in single precision, from the same weights, with \
                  the same images, order and recipe (SGD with momentum 0.9 and decay 5e-4, no dropout). `losses` are our first and last \
-                 one; the largest difference of an engine's from ours in an iteration is relative to the first. `force` is how much \
+                 one; the largest difference of an engine's from ours in an iteration is relative to the first, and says little where \
+                 losses hardly fell. `force` is how much \
                  longer an update takes with the L1 and with the L2 force, relative to the iteration. Memory is the most that each \
                  process held (none where the system does not tell), images included, Python included.\n\n";
         text += "| network | batch | threads | cofilter | PyTorch | layout | ratio | data | forward | backward | update | \
@@ -113,13 +123,14 @@ impl Report {
         text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
         for cell in &self.cells {
             let force = |name: &str| cell.force.get(name).map_or(f64::NAN, |share| 100.0 * share);
-            let losses = cell.losses.get("cofilter");
+            let (first, last, fell) = cell.losses();
+            let weak = if fell { "" } else { " (weak: they hardly fell)" };
             let mib = |bytes: u64| bytes / (1 << 20);
             let [data, forward, backward, update] = cell.shares.map(|share| 100.0 * share);
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {:.0} | {:.0} | {} | {:.2} | {data:.1} % | {forward:.1} % | {backward:.1} % | {update:.1} % | \
-                 {:.1} % | {:.1} % | {} | {:.3} → {:.3} | {:.0e} | {} | {} |",
+                 {:.1} % | {:.1} % | {} | {:.3} → {:.3} | {:.0e}{weak} | {} | {} |",
                 cell.net,
                 cell.batch,
                 cell.threads,
@@ -130,8 +141,8 @@ impl Report {
                 force("l1"),
                 force("l2"),
                 cell.iterations,
-                losses.and_then(|l| l.first()).unwrap_or(&f64::NAN),
-                losses.and_then(|l| l.last()).unwrap_or(&f64::NAN),
+                first,
+                last,
                 cell.max_loss_difference,
                 cell.peak_bytes.map_or("–".into(), |bytes| mib(bytes).to_string()),
                 mib(cell.pytorch_peak_bytes)
@@ -159,5 +170,11 @@ mod tests {
         assert_eq!((cell.cofilter_images_per_s, cell.ratio()), (10_000.0, 2.0));
         assert_eq!(cell.shares, [0.2, 0.2, 0.4, 0.2]);
         assert!(line(&cell).contains("2.00 x"));
+        let with = |losses: &[f64]| Cell {
+            losses: [("cofilter".to_owned(), losses.to_vec())].into(),
+            ..cell.clone()
+        };
+        assert_eq!(with(&[2.0, 1.0, 1.5]).losses(), (2.0, 1.5, true));
+        assert!(!with(&[2.0, 1.95]).losses().2 && !cell.losses().2);
     }
 }
