@@ -1,6 +1,6 @@
 //! The force on `f32` filters in memory: single precision wherever that is exact, and no tensors in between.
 
-use cofilter_kernels::{MatRef, Par, gemm, vectorised};
+use cofilter_kernels::{MatRef, Par, Vectorised, gemm, vectorised};
 use rayon::prelude::*;
 
 use crate::gradient::{BLOCK, VANISHING};
@@ -83,7 +83,7 @@ impl<'a> Filters<'a> {
         // The cut into blocks depends on the extents alone, and blocks are added in order.
         let blocks: Vec<(Vec<f64>, Vec<f64>)> = weight
             .par_chunks(block_rows(columns) * columns)
-            .map(|block| vectorised(|| norms(block, columns)))
+            .map(|block| vectorised(Norms { block, columns }))
             .collect();
         let norm: Vec<f64> = blocks.iter().flat_map(|(norm, _)| norm).copied().collect();
         let inverse = norm.iter().map(|&norm| if norm == 0.0 { 0.0 } else { norm.recip() }).collect();
@@ -94,32 +94,22 @@ impl<'a> Filters<'a> {
         Self { weight, count, columns, norm, inverse, sum }
     }
 
-    /// Calls `body(i, W_i, row i of the result)` for every filter, compiled for the best instructions.
-    fn each_row(&self, result: &mut [f32], body: impl Fn(usize, &[f32], &mut [f32], &mut [f64]) + Sync) {
+    /// Fills the rows of the result, one for each filter.
+    fn each_row(&self, result: &mut [f32], op: &impl RowOp) {
         let rows = block_rows(self.columns);
         result.par_chunks_mut(rows * self.columns).enumerate().for_each(|(block, result)| {
-            let mut wide = vec![0.0; self.columns];
-            vectorised(|| {
-                for (k, result) in result.chunks_exact_mut(self.columns).enumerate() {
-                    let i = block * rows + k;
-                    body(i, self.row(i), result, &mut wide);
-                }
-            });
+            vectorised(Rows { op, first: block * rows, columns: self.columns, result });
         });
     }
 
+    #[inline(always)]
     fn row(&self, i: usize) -> &'a [f32] {
         &self.weight[i * self.columns..][..self.columns]
     }
 
     /// `G_i = (s . w_i) W_i - ||W_i|| s`.
     fn towards_mean(&self, result: &mut [f32]) {
-        self.each_row(result, |i, row, result, _| {
-            let along = dot(row, &self.sum) * self.inverse[i];
-            for ((g, &w), s) in result.iter_mut().zip(row).zip(&self.sum) {
-                *g = (along * f64::from(w) - self.norm[i] * s) as f32;
-            }
-        });
+        self.each_row(result, &TowardsMean(self));
     }
 
     /// `G_i = ||W_i|| (I - w_i^T w_i) t_i` with `t_i = sum_j (w_i - w_j) / d_ij^p`; `false` and nothing of use where too
@@ -132,13 +122,7 @@ impl<'a> Filters<'a> {
         let present = self.norm.iter().filter(|&&norm| norm != 0.0).count();
         let mean: Vec<f64> = self.sum.iter().map(|sum| sum / present.max(1) as f64).collect();
         unit.resize(self.weight.len(), 0.0);
-        self.each_row(unit, |i, row, unit, _| {
-            // A filter that vanishes takes no part.
-            let weight_of_mean = if self.norm[i] == 0.0 { 0.0 } else { 1.0 };
-            for ((u, &w), m) in unit.iter_mut().zip(row).zip(&mean) {
-                *u = (f64::from(w) * self.inverse[i] - weight_of_mean * m) as f32;
-            }
-        });
+        self.each_row(unit, &FromMean { filters: self, mean: &mean });
         near.clear();
         if !self.pulls(force, unit, pull, gram, near) {
             return false;
@@ -146,22 +130,7 @@ impl<'a> Filters<'a> {
         near.sort_unstable();
         let matrix = |data, rows, cols| MatRef { data, rows, cols, row_stride: cols, col_stride: 1 };
         gemm(matrix(pull, count, count), matrix(unit, count, columns), false, result, Par::Rayon);
-        let (unit, pull, near) = (&*unit, &*pull, &*near);
-        self.each_row(result, |i, row, result, t| {
-            let total = sum(&pull[i * count..][..count]);
-            let unit = &unit[i * columns..][..columns];
-            for ((t, &u), &p) in t.iter_mut().zip(unit).zip(&*result) {
-                *t = total * f64::from(u) - f64::from(p);
-            }
-            let from = near.partition_point(|&(first, _)| (first as usize) < i);
-            for &(_, j) in near[from..].iter().take_while(|&&(first, _)| first as usize == i) {
-                self.add_pair(force, i, j as usize, t);
-            }
-            let along = dot(row, t) * self.inverse[i] * self.inverse[i];
-            for ((g, &w), &t) in result.iter_mut().zip(row).zip(&*t) {
-                *g = (self.norm[i] * (t - along * f64::from(w))) as f32;
-            }
-        });
+        self.each_row(result, &TowardsEachOther { filters: self, force, unit, pull, near });
         true
     }
 
@@ -176,7 +145,7 @@ impl<'a> Filters<'a> {
     ) -> bool {
         let (count, columns) = (self.count, self.columns);
         let squares: Vec<f32> =
-            unit.par_chunks(columns).with_min_len(16).map(|u| vectorised(|| dot(u, u)) as f32).collect();
+            unit.par_chunks(columns).with_min_len(16).map(|unit| vectorised(Square(unit)) as f32).collect();
         let limit = count * count / FEW;
         let some_vanish = self.norm.contains(&0.0);
         pull.resize(count * count, 0.0);
@@ -195,7 +164,13 @@ impl<'a> Filters<'a> {
             gemm(rows, others, false, gram, Par::Rayon);
             for (i, gram) in (from..to).zip(gram.chunks_exact(to)) {
                 let row = &mut pull[i * count..][..=i];
-                let any_near = vectorised(|| row_of_pulls(force, squares[i], &squares[..i], gram, row));
+                let any_near = vectorised(Pulls {
+                    force,
+                    square: squares[i],
+                    squares: &squares[..i],
+                    gram,
+                    row: &mut *row,
+                });
                 row[i] = 0.0;
                 if any_near || some_vanish {
                     for (j, r) in row[..i].iter_mut().enumerate() {
@@ -251,56 +226,170 @@ fn block_rows(columns: usize) -> usize {
 }
 
 /// Norms of the filters of a block, 0 for those that vanish, and the sum of their directions.
-#[inline(always)]
-fn norms(block: &[f32], columns: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut sum = vec![0.0; columns];
-    let norms = block
-        .chunks_exact(columns)
-        .map(|row| {
+struct Norms<'a> {
+    block: &'a [f32],
+    columns: usize,
+}
+
+impl Vectorised for Norms<'_> {
+    type Output = (Vec<f64>, Vec<f64>);
+
+    #[inline(always)]
+    fn run(self) -> (Vec<f64>, Vec<f64>) {
+        let mut sum = vec![0.0; self.columns];
+        let mut norms = Vec::with_capacity(self.block.len() / self.columns);
+        for row in self.block.chunks_exact(self.columns) {
             let norm = dot(row, row).sqrt();
             // A norm that is not a number takes part.
             if norm <= VANISHING {
-                return 0.0;
+                norms.push(0.0);
+                continue;
             }
+            norms.push(norm);
             let inverse = norm.recip();
-            sum.iter_mut().zip(row).for_each(|(sum, &w)| *sum += inverse * f64::from(w));
-            norm
-        })
-        .collect();
-    (norms, sum)
+            for (sum, &w) in sum.iter_mut().zip(row) {
+                *sum += inverse * f64::from(w);
+            }
+        }
+        (norms, sum)
+    }
 }
 
-/// `1 / d_ij^p` for each `j` that has a square, -1 for near pairs; whether there are any.
-#[inline(always)]
-fn row_of_pulls(force: Force, square: f32, squares: &[f32], gram: &[f32], row: &mut [f32]) -> bool {
-    match force {
-        Force::L2 => fill_pulls(square, squares, gram, row, |_| 1.0),
-        Force::L1 => fill_pulls(square, squares, gram, row, |squared| squared.sqrt().recip()),
-        Force::Linear => fill_pulls(square, squares, gram, row, f32::recip),
-        Force::Gravity => {
-            fill_pulls(square, squares, gram, row, |squared| (squared * squared.sqrt()).recip())
+/// What a row of the result is, with room for as many numbers.
+trait RowOp: Sync {
+    /// Fills row `i`; `#[inline(always)]`.
+    fn row(&self, i: usize, result: &mut [f32], room: &mut [f64]);
+}
+
+struct Rows<'a, O> {
+    op: &'a O,
+    first: usize,
+    columns: usize,
+    result: &'a mut [f32],
+}
+
+impl<O: RowOp> Vectorised for Rows<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut room = vec![0.0; self.columns];
+        for (i, result) in self.result.chunks_exact_mut(self.columns).enumerate() {
+            self.op.row(self.first + i, result, &mut room);
         }
     }
 }
 
-#[inline(always)]
-fn fill_pulls(
-    square: f32,
-    squares: &[f32],
-    gram: &[f32],
-    row: &mut [f32],
-    power: impl Fn(f32) -> f32,
-) -> bool {
-    let mut any_near = false;
-    for ((r, &other), &product) in row.iter_mut().zip(squares).zip(gram) {
-        let spread = square + other;
-        let squared = spread - 2.0 * product;
-        let near = squared <= NEAR * spread;
-        any_near |= near;
-        let pull = if squared <= (VANISHING * VANISHING) as f32 { 0.0 } else { power(squared) };
-        *r = if near { -1.0 } else { pull };
+struct TowardsMean<'a>(&'a Filters<'a>);
+
+impl RowOp for TowardsMean<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize, result: &mut [f32], _room: &mut [f64]) {
+        let filters = self.0;
+        let row = filters.row(i);
+        let (along, norm) = (dot(row, &filters.sum) * filters.inverse[i], filters.norm[i]);
+        for ((g, &w), s) in result.iter_mut().zip(row).zip(&filters.sum) {
+            *g = (along * f64::from(w) - norm * s) as f32;
+        }
     }
-    any_near
+}
+
+/// Directions less their mean; 0 for a filter that vanishes, which takes no part.
+struct FromMean<'a> {
+    filters: &'a Filters<'a>,
+    mean: &'a [f64],
+}
+
+impl RowOp for FromMean<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize, result: &mut [f32], _room: &mut [f64]) {
+        let inverse = self.filters.inverse[i];
+        let share = if self.filters.norm[i] == 0.0 { 0.0 } else { 1.0 };
+        for ((u, &w), m) in result.iter_mut().zip(self.filters.row(i)).zip(self.mean) {
+            *u = (f64::from(w) * inverse - share * m) as f32;
+        }
+    }
+}
+
+/// `G_i` from the sum over pairs that are not near, which the result holds.
+struct TowardsEachOther<'a> {
+    filters: &'a Filters<'a>,
+    force: Force,
+    unit: &'a [f32],
+    pull: &'a [f32],
+    near: &'a [(u32, u32)],
+}
+
+impl RowOp for TowardsEachOther<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize, result: &mut [f32], t: &mut [f64]) {
+        let Filters { count, columns, norm, inverse, .. } = self.filters;
+        let row = self.filters.row(i);
+        let total = sum(&self.pull[i * count..][..*count]);
+        let unit = &self.unit[i * columns..][..*columns];
+        for ((t, &u), &p) in t.iter_mut().zip(unit).zip(&*result) {
+            *t = total * f64::from(u) - f64::from(p);
+        }
+        let from = self.near.partition_point(|&(first, _)| (first as usize) < i);
+        for &(_, j) in self.near[from..].iter().take_while(|&&(first, _)| first as usize == i) {
+            self.filters.add_pair(self.force, i, j as usize, t);
+        }
+        let (along, norm) = (dot(row, t) * inverse[i] * inverse[i], norm[i]);
+        for ((g, &w), &t) in result.iter_mut().zip(row).zip(&*t) {
+            *g = (norm * (t - along * f64::from(w))) as f32;
+        }
+    }
+}
+
+/// Square of the length.
+struct Square<'a>(&'a [f32]);
+
+impl Vectorised for Square<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        dot(self.0, self.0)
+    }
+}
+
+/// `1 / d_ij^p` for each `j` that has a square, -1 for near pairs; whether there are any.
+struct Pulls<'a> {
+    force: Force,
+    square: f32,
+    squares: &'a [f32],
+    gram: &'a [f32],
+    row: &'a mut [f32],
+}
+
+impl Vectorised for Pulls<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        match self.force {
+            Force::L2 => self.fill(|_| 1.0),
+            Force::L1 => self.fill(|squared| squared.sqrt().recip()),
+            Force::Linear => self.fill(f32::recip),
+            Force::Gravity => self.fill(|squared| (squared * squared.sqrt()).recip()),
+        }
+    }
+}
+
+impl Pulls<'_> {
+    #[inline(always)]
+    fn fill(self, power: impl Fn(f32) -> f32) -> bool {
+        let mut any_near = false;
+        for ((r, &other), &product) in self.row.iter_mut().zip(self.squares).zip(self.gram) {
+            let spread = self.square + other;
+            let squared = spread - 2.0 * product;
+            let near = squared <= NEAR * spread;
+            any_near |= near;
+            let pull = if squared <= (VANISHING * VANISHING) as f32 { 0.0 } else { power(squared) };
+            *r = if near { -1.0 } else { pull };
+        }
+        any_near
+    }
 }
 
 /// Sum of `a[k] b[k]`.

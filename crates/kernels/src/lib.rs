@@ -54,4 +54,4 @@ pub use pool::{
     max_pool_backward,
 };
 pub use softmax::{softmax, softmax_cross_entropy};
-pub use tier::{cpu_tier, vectorised};
+pub use tier::{Vectorised, cpu_tier, vectorised};

@@ -268,28 +268,49 @@ fn choose(wanted: Option<&str>) -> (&'static Tier, Option<String>) {
     (best, Some(complaint))
 }
 
-/// Runs `body` compiled for the instructions of the active tier, so that its plain loops, and those of what is inlined
-/// into it, become vectors as wide as the machine's. Mark what it calls `#[inline(always)]`.
+/// Plain loops that are to become vectors as wide as the machine's.
 ///
-/// ```
-/// let numbers = [1.0_f32; 100];
-/// let doubled = cofilter_kernels::vectorised(|| numbers.map(|x| 2.0 * x));
-/// assert_eq!(doubled, [2.0; 100]);
-/// ```
-#[inline]
-pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    // SAFETY: the body demands nothing.
-    unsafe { active().launch(Body(body)) }
+/// A closure would not do: it is compiled for the oldest machine unless it happens to be inlined, which nobody can ask for.
+pub trait Vectorised {
+    /// What it computes.
+    type Output;
+
+    /// The loops; mark it, and all that it calls, `#[inline(always)]`.
+    fn run(self) -> Self::Output;
 }
 
-struct Body<F>(F);
+/// Runs `loops` compiled for the instructions of the active tier.
+///
+/// ```
+/// struct Double<'a>(&'a mut [f32]);
+///
+/// impl cofilter_kernels::Vectorised for Double<'_> {
+///     type Output = ();
+///
+///     #[inline(always)]
+///     fn run(self) {
+///         self.0.iter_mut().for_each(|x| *x *= 2.0);
+///     }
+/// }
+///
+/// let mut numbers = [1.0; 100];
+/// cofilter_kernels::vectorised(Double(&mut numbers));
+/// assert_eq!(numbers, [2.0; 100]);
+/// ```
+#[inline]
+pub fn vectorised<V: Vectorised>(loops: V) -> V::Output {
+    // SAFETY: safe code demands nothing.
+    unsafe { active().launch(Loops(loops)) }
+}
 
-impl<R, F: FnOnce() -> R> Kernel for Body<F> {
-    type Output = R;
+struct Loops<V>(V);
+
+impl<V: Vectorised> Kernel for Loops<V> {
+    type Output = V::Output;
 
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) -> R {
-        (self.0)()
+    unsafe fn run<L: Lanes>(self) -> V::Output {
+        self.0.run()
     }
 }
 

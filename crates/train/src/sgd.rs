@@ -4,7 +4,7 @@ use crate::{Decay, Error, ForceRule, Recipe, Result};
 use candle_core::Var;
 use cofilter_force::{Push, Scaling, Scratch};
 use cofilter_graph::{Array, Graph, NodeId, Op, Params, Role};
-use cofilter_kernels::vectorised;
+use cofilter_kernels::{Vectorised, vectorised};
 use rayon::prelude::*;
 
 /// Gradient descent with momentum, in Caffe's order (paper, section 1.4).
@@ -250,12 +250,7 @@ impl Descent<'_> {
     fn run(&self, weight: &mut [f32], velocity: &mut [f32]) -> bool {
         let parts = weight.par_chunks_mut(PART).zip(velocity.par_chunks_mut(PART)).enumerate();
         let bad = parts.map(|(part, (weight, velocity))| {
-            vectorised(|| {
-                let blocks = weight.chunks_mut(BLOCK).zip(velocity.chunks_mut(BLOCK)).enumerate();
-                blocks.fold(false, |bad, (block, (weight, velocity))| {
-                    bad | self.block(part * PART + block * BLOCK, weight, velocity)
-                })
-            })
+            vectorised(DescentOf { all: self, at: part * PART, weight, velocity })
         });
         !bad.reduce(|| false, |a, b| a | b)
     }
@@ -281,6 +276,40 @@ impl Descent<'_> {
     }
 }
 
+/// The update of some of the numbers; whether one is not finite.
+struct DescentOf<'a> {
+    all: &'a Descent<'a>,
+    at: usize,
+    weight: &'a mut [f32],
+    velocity: &'a mut [f32],
+}
+
+impl Vectorised for DescentOf<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut bad = false;
+        let blocks = self.weight.chunks_mut(BLOCK).zip(self.velocity.chunks_mut(BLOCK)).enumerate();
+        for (block, (weight, velocity)) in blocks {
+            bad |= self.all.block(self.at + block * BLOCK, weight, velocity);
+        }
+        bad
+    }
+}
+
+/// Whether a number is not finite.
+struct Bad<'a>(&'a [f32]);
+
+impl Vectorised for Bad<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        self.0.iter().fold(false, |bad, v| bad | !v.is_finite())
+    }
+}
+
 /// Sums of squares of the gradient of loss and decay, and of the force where it takes part; the order depends on the
 /// extents alone.
 fn squares_of(
@@ -294,14 +323,12 @@ fn squares_of(
         .zip(force.par_chunks(BLOCK))
         .with_min_len(PART / BLOCK)
         .map(|((gradient, weight), force)| {
-            vectorised(|| {
-                let mut room = [0.0; BLOCK];
-                let total = &mut room[..weight.len()];
-                decay.fill(total, gradient, weight);
-                let pairs = total.iter().zip(force);
-                let force = pairs.clone().filter(|(g, f)| direction.takes_part(**f, **g));
-                [squares(total), force.map(|(_, f)| f64::from(*f).powi(2)).sum()]
-            })
+            let mut room = [0.0; BLOCK];
+            let total = &mut room[..weight.len()];
+            decay.fill(total, gradient, weight);
+            let pairs = total.iter().zip(force);
+            let force = pairs.clone().filter(|(g, f)| direction.takes_part(**f, **g));
+            [squares(total), force.map(|(_, f)| f64::from(*f).powi(2)).sum()]
         })
         .collect();
     parts.iter().fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]])
@@ -318,9 +345,7 @@ fn squares(values: &[f32]) -> f64 {
 }
 
 fn finite(values: &[f32]) -> bool {
-    let bad = values
-        .par_chunks(PART)
-        .map(|part| vectorised(|| part.iter().fold(false, |bad, v| bad | !v.is_finite())));
+    let bad = values.par_chunks(PART).map(|part| vectorised(Bad(part)));
     !bad.reduce(|| false, |a, b| a | b)
 }
 

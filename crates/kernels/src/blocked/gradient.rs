@@ -4,11 +4,13 @@
 //! block of an image, in double precision over single ones of at most [`RUN`] pixels, and added image by image: the result has
 //! the same bits for any number of threads.
 
-use super::pool::windows;
+mod pooling;
+
 use super::{BLOCK, View};
 use crate::Par;
 use crate::pieces::for_each_piece;
-use crate::tier::vectorised;
+use crate::tier::{Vectorised, vectorised};
+pub use pooling::Pooling;
 use rayon::prelude::*;
 
 /// The numbers of a pixel.
@@ -42,6 +44,7 @@ impl<'a> Maps<'a> {
     }
 
     /// The numbers of block `k` of all blocks of all images, border included.
+    #[inline(always)]
     fn block<'b>(&self, numbers: &'b [f32], k: usize) -> &'b [f32] {
         &numbers[k * self.view.block_stride..][..self.view.block_stride]
     }
@@ -57,8 +60,8 @@ impl<'a> Maps<'a> {
         block[self.view.offset + y * self.view.row_stride..][..self.view.size[1] * BLOCK].as_chunks_mut().0
     }
 
-    /// Calls `body(k, block)` for every block of every image of a result, whose border is zeroed before.
-    fn fill(&self, par: Par, result: &mut [f32], cost: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    /// Fills every block of every image of a result, whose border is zeroed before.
+    fn fill(&self, par: Par, result: &mut [f32], cost: usize, op: &impl Fill) {
         let View { block_stride, border, row_stride, size, .. } = self.view;
         for_each_piece(par, result, *block_stride, cost * block_stride, |k, block| {
             let ([above, beside], [height, width]) = (*border, *size);
@@ -72,41 +75,17 @@ impl<'a> Maps<'a> {
                     row[(beside + width) * BLOCK..].fill(0.0);
                 }
             }
-            vectorised(|| body(k, block));
+            vectorised(FillOne { op, k, block });
         });
     }
 
-    /// `sums(k)` of every block of every image.
-    fn map<T: Send>(&self, par: Par, sums: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    /// The sums of every block of every image.
+    fn sums<S: Sum>(&self, par: Par, op: &S) -> Vec<S::Sum> {
         let blocks = 0..self.images * self.view.blocks();
         match par {
-            Par::Serial => blocks.map(|k| vectorised(|| sums(k))).collect(),
-            Par::Rayon => blocks.into_par_iter().map(|k| vectorised(|| sums(k))).collect(),
+            Par::Serial => blocks.map(|k| vectorised(SumOne { op, k })).collect(),
+            Par::Rayon => blocks.into_par_iter().map(|k| vectorised(SumOne { op, k })).collect(),
         }
-    }
-
-    /// Sums of `term(x, y)` over the pixels of a block of two maps, for two terms.
-    #[inline(always)]
-    fn sums(
-        &self,
-        a: &[f32],
-        b: &[f32],
-        term: impl Fn(&Lanes, &Lanes, &mut Lanes, &mut Lanes),
-    ) -> [[f64; BLOCK]; 2] {
-        let mut total = [[0.0; BLOCK]; 2];
-        for y in 0..self.view.size[0] {
-            for (a, b) in self.row(a, y).chunks(RUN).zip(self.row(b, y).chunks(RUN)) {
-                let (mut first, mut second) = ([0.0; BLOCK], [0.0; BLOCK]);
-                for (a, b) in a.iter().zip(b) {
-                    term(a, b, &mut first, &mut second);
-                }
-                for lane in 0..BLOCK {
-                    total[0][lane] += f64::from(first[lane]);
-                    total[1][lane] += f64::from(second[lane]);
-                }
-            }
-        }
-        total
     }
 
     /// Numbers of a channel, over all images.
@@ -126,6 +105,57 @@ impl<'a> Maps<'a> {
         let mut spread = vec![[0.0; BLOCK]; self.view.blocks()];
         self.channels(|channel, block, lane| spread[block][lane] = number(channel));
         spread
+    }
+}
+
+/// What is written to a block of an image.
+trait Fill: Sync {
+    /// Fills block `k`; `#[inline(always)]`.
+    fn fill(&self, k: usize, block: &mut [f32]);
+}
+
+struct FillOne<'a, F> {
+    op: &'a F,
+    k: usize,
+    block: &'a mut [f32],
+}
+
+impl<F: Fill> Vectorised for FillOne<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.op.fill(self.k, self.block);
+    }
+}
+
+/// What is added up over a block of an image.
+trait Sum: Sync {
+    type Sum: Send;
+
+    /// Adds up block `k`; `#[inline(always)]`.
+    fn sum(&self, k: usize) -> Self::Sum;
+}
+
+struct SumOne<'a, S> {
+    op: &'a S,
+    k: usize,
+}
+
+impl<S: Sum> Vectorised for SumOne<'_, S> {
+    type Output = S::Sum;
+
+    #[inline(always)]
+    fn run(self) -> S::Sum {
+        self.op.sum(self.k)
+    }
+}
+
+/// Adds sums in single precision to those in double precision.
+#[inline(always)]
+fn add_up(total: &mut [f64; BLOCK], part: &Lanes) {
+    for lane in 0..BLOCK {
+        total[lane] += f64::from(part[lane]);
     }
 }
 
@@ -161,28 +191,7 @@ impl BatchNorm<'_> {
     pub fn moments(view: &View, images: usize, src: &[f32], par: Par) -> Vec<Moments> {
         let maps = Maps::new("batch norm", view, images);
         maps.check("batch norm", src.len());
-        let pixels = (view.size[0] * view.size[1]) as f64;
-        maps.map(par, |k| {
-            let block = maps.block(src, k);
-            let [sum, _] = maps.sums(block, block, |x, _, sum, _| {
-                for lane in 0..BLOCK {
-                    sum[lane] += x[lane];
-                }
-            });
-            let centre = sum.map(|sum| (sum / pixels) as f32);
-            let [shift, squares] = maps.sums(block, block, |x, _, shift, squares| {
-                for lane in 0..BLOCK {
-                    let distance = x[lane] - centre[lane];
-                    shift[lane] += distance;
-                    squares[lane] += distance * distance;
-                }
-            });
-            let mean: [f64; BLOCK] =
-                std::array::from_fn(|lane| f64::from(centre[lane]) + shift[lane] / pixels);
-            let around: [f64; BLOCK] =
-                std::array::from_fn(|lane| squares[lane] - shift[lane] * shift[lane] / pixels);
-            Moments { mean, around }
-        })
+        maps.sums(par, &MomentsOf { maps, src })
     }
 
     /// Mean and biased variance of every channel from the moments of all images, in order.
@@ -233,18 +242,7 @@ impl BatchNorm<'_> {
         assert!(view.lanes == to.view.lanes && view.size == to.view.size, "batch norm: maps differ");
         self.check(view);
         let lanes = self.lanes(&from);
-        to.fill(par, dst, 1, |k, block| {
-            let [mean, scale, beta] = &lanes[k % view.blocks()];
-            let src = from.block(src, k);
-            for y in 0..view.size[0] {
-                for (dst, src) in to.row_mut(block, y).iter_mut().zip(from.row(src, y)) {
-                    for lane in 0..BLOCK {
-                        let value = (src[lane] - mean[lane]) * scale[lane] + beta[lane];
-                        dst[lane] = if self.relu && value <= 0.0 { 0.0 } else { value };
-                    }
-                }
-            }
-        });
+        to.fill(par, dst, 1, &Forward { from, to, lanes, src, relu: self.relu });
     }
 
     /// Gradient of [`forward`](Self::forward) where mean and variance are the batch's own: it passes through them too. With `n`
@@ -281,30 +279,7 @@ impl BatchNorm<'_> {
         let channels = view.channels();
         assert!(grad_gamma.len() == channels && grad_beta.len() == channels, "batch norm: gradients");
         let lanes = self.lanes(&from);
-        // Maps of different borders have rows of different strides, so rows are paired here.
-        let parts = from.map(par, |k| {
-            let [mean, scale, beta] = &lanes[k % view.blocks()];
-            let (src, grad) = (from.block(src, k), to.block(grad_dst, k));
-            let mut total = [[0.0_f64; BLOCK]; 2];
-            for y in 0..view.size[0] {
-                let rows = from.row(src, y).chunks(RUN).zip(to.row(grad, y).chunks(RUN));
-                for (src, grad) in rows {
-                    let (mut plain, mut product) = ([0.0; BLOCK], [0.0; BLOCK]);
-                    for (src, grad) in src.iter().zip(grad) {
-                        for lane in 0..BLOCK {
-                            let g = self.masked(grad[lane], src[lane], [mean[lane], scale[lane], beta[lane]]);
-                            plain[lane] += g;
-                            product[lane] += g * (src[lane] - mean[lane]);
-                        }
-                    }
-                    for lane in 0..BLOCK {
-                        total[0][lane] += f64::from(plain[lane]);
-                        total[1][lane] += f64::from(product[lane]);
-                    }
-                }
-            }
-            total
-        });
+        let parts = from.sums(par, &GradientSums { from, to, lanes, src, grad: grad_dst, relu: self.relu });
         from.channels(|channel, block, lane| {
             let sum = |which: usize| -> f64 {
                 parts.iter().skip(block).step_by(view.blocks()).map(|part| part[which][lane]).sum()
@@ -312,13 +287,6 @@ impl BatchNorm<'_> {
             grad_beta[channel] = sum(0) as f32;
             grad_gamma[channel] = (sum(1) / f64::from(self.var[channel] + self.eps).sqrt()) as f32;
         });
-    }
-
-    /// The gradient of the result where the ReLU lets it pass.
-    #[inline(always)]
-    fn masked(&self, grad: f32, x: f32, [mean, scale, beta]: [f32; 3]) -> f32 {
-        let value = (x - mean) * scale + beta;
-        if self.relu && value <= 0.0 { 0.0 } else { grad }
     }
 
     /// Gradient of the input of `images` images, given the sums of [`backward`](Self::backward) over all `batch` images of which
@@ -352,132 +320,162 @@ impl BatchNorm<'_> {
         let inverse = |channel: usize| 1.0 / (self.var[channel] + self.eps).sqrt();
         let shift = from.spread(|channel| grad_beta[channel] / count);
         let slope = from.spread(|channel| grad_gamma[channel] / count * inverse(channel));
-        from.fill(par, grad_src, 2, |k, block| {
-            let index = k % view.blocks();
-            let ([mean, scale, beta], shift, slope) = (&lanes[index], &shift[index], &slope[index]);
-            let (src, grad) = (from.block(src, k), to.block(grad_dst, k));
-            for y in 0..view.size[0] {
-                let rows = from.row_mut(block, y).iter_mut().zip(from.row(src, y)).zip(to.row(grad, y));
-                for ((result, src), grad) in rows {
+        let sums = GradientSums { from, to, lanes, src, grad: grad_dst, relu: self.relu };
+        from.fill(par, grad_src, 2, &Backward { sums, shift, slope });
+    }
+}
+
+struct MomentsOf<'a> {
+    maps: Maps<'a>,
+    src: &'a [f32],
+}
+
+impl Sum for MomentsOf<'_> {
+    type Sum = Moments;
+
+    #[inline(always)]
+    fn sum(&self, k: usize) -> Moments {
+        let block = self.maps.block(self.src, k);
+        let [height, width] = self.maps.view.size;
+        let pixels = (height * width) as f64;
+        let mut sum = [0.0; BLOCK];
+        for y in 0..height {
+            for run in self.maps.row(block, y).chunks(RUN) {
+                let mut part = [0.0; BLOCK];
+                for x in run {
                     for lane in 0..BLOCK {
-                        let g = self.masked(grad[lane], src[lane], [mean[lane], scale[lane], beta[lane]]);
+                        part[lane] += x[lane];
+                    }
+                }
+                add_up(&mut sum, &part);
+            }
+        }
+        let mut centre = [0.0_f32; BLOCK];
+        for lane in 0..BLOCK {
+            centre[lane] = (sum[lane] / pixels) as f32;
+        }
+        let (mut shift, mut squares) = ([0.0; BLOCK], [0.0; BLOCK]);
+        for y in 0..height {
+            for run in self.maps.row(block, y).chunks(RUN) {
+                let (mut plain, mut squared) = ([0.0; BLOCK], [0.0; BLOCK]);
+                for x in run {
+                    for lane in 0..BLOCK {
+                        let distance = x[lane] - centre[lane];
+                        plain[lane] += distance;
+                        squared[lane] += distance * distance;
+                    }
+                }
+                add_up(&mut shift, &plain);
+                add_up(&mut squares, &squared);
+            }
+        }
+        let mut moments = Moments { mean: [0.0; BLOCK], around: [0.0; BLOCK] };
+        for lane in 0..BLOCK {
+            moments.mean[lane] = f64::from(centre[lane]) + shift[lane] / pixels;
+            moments.around[lane] = squares[lane] - shift[lane] * shift[lane] / pixels;
+        }
+        moments
+    }
+}
+
+struct Forward<'a> {
+    from: Maps<'a>,
+    to: Maps<'a>,
+    lanes: Vec<[Lanes; 3]>,
+    src: &'a [f32],
+    relu: bool,
+}
+
+impl Fill for Forward<'_> {
+    #[inline(always)]
+    fn fill(&self, k: usize, block: &mut [f32]) {
+        let [mean, scale, beta] = &self.lanes[k % self.lanes.len()];
+        let src = self.from.block(self.src, k);
+        let least = if self.relu { 0.0 } else { f32::NEG_INFINITY };
+        for y in 0..self.from.view.size[0] {
+            for (dst, src) in self.to.row_mut(block, y).iter_mut().zip(self.from.row(src, y)) {
+                for lane in 0..BLOCK {
+                    let value = (src[lane] - mean[lane]) * scale[lane] + beta[lane];
+                    dst[lane] = if value <= least { least } else { value };
+                }
+            }
+        }
+    }
+}
+
+/// Sums of the gradients of the result, and of those times the distances from the mean.
+struct GradientSums<'a> {
+    from: Maps<'a>,
+    to: Maps<'a>,
+    lanes: Vec<[Lanes; 3]>,
+    src: &'a [f32],
+    grad: &'a [f32],
+    relu: bool,
+}
+
+impl GradientSums<'_> {
+    /// Results up to this one let no gradient pass.
+    #[inline(always)]
+    fn least(&self) -> f32 {
+        if self.relu { 0.0 } else { f32::NEG_INFINITY }
+    }
+}
+
+impl Sum for GradientSums<'_> {
+    type Sum = [[f64; BLOCK]; 2];
+
+    #[inline(always)]
+    fn sum(&self, k: usize) -> [[f64; BLOCK]; 2] {
+        let [mean, scale, beta] = &self.lanes[k % self.lanes.len()];
+        let (src, grad) = (self.from.block(self.src, k), self.to.block(self.grad, k));
+        let least = self.least();
+        let mut total = [[0.0; BLOCK]; 2];
+        for y in 0..self.from.view.size[0] {
+            let runs = self.from.row(src, y).chunks(RUN).zip(self.to.row(grad, y).chunks(RUN));
+            for (src, grad) in runs {
+                let (mut plain, mut product) = ([0.0; BLOCK], [0.0; BLOCK]);
+                for (src, grad) in src.iter().zip(grad) {
+                    for lane in 0..BLOCK {
                         let distance = src[lane] - mean[lane];
-                        result[lane] = scale[lane] * (g - shift[lane] - distance * slope[lane]);
+                        let value = distance * scale[lane] + beta[lane];
+                        let g = if value <= least { 0.0 } else { grad[lane] };
+                        plain[lane] += g;
+                        product[lane] += g * distance;
                     }
                 }
+                add_up(&mut total[0], &plain);
+                add_up(&mut total[1], &product);
             }
-        });
+        }
+        total
     }
 }
 
-/// Windows of a pooling, see [`Step::max_pool`](super::Step::max_pool).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pooling {
-    /// Height and width of a window.
-    pub kernel: [usize; 2],
-    /// Vertical and horizontal step of the windows.
-    pub stride: [usize; 2],
-    /// Rows above and columns left of the map that belong to the first windows.
-    pub padding: [usize; 2],
+struct Backward<'a> {
+    sums: GradientSums<'a>,
+    shift: Vec<Lanes>,
+    slope: Vec<Lanes>,
 }
 
-impl Pooling {
-    fn windows(&self, src: &View, dst: &View) -> [Vec<std::ops::Range<usize>>; 2] {
-        [0, 1].map(|d| windows(src.size[d], dst.size[d], self.kernel[d], self.stride[d], self.padding[d]))
-    }
-
-    /// Gradient of the largest number of each window: it goes to the first of the largest numbers, row by row, and is lost where
-    /// the window holds a NaN. `dst` are the results for the images `src`; `grad_src` is overwritten, zeros in its border
-    /// included.
-    ///
-    /// # Panics
-    /// If a view is not blocked or does not own its memory, channels differ, or a length does not fit.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
-    pub fn max_backward(
-        &self,
-        view: &View,
-        images: usize,
-        src: &[f32],
-        to: &View,
-        dst: &[f32],
-        grad_dst: &[f32],
-        grad_src: &mut [f32],
-        par: Par,
-    ) {
-        let (from, to) = (Maps::new("max pool", view, images), Maps::new("max pool", to, images));
-        from.check("max pool", src.len());
-        from.check("max pool", grad_src.len());
-        to.check("max pool", dst.len());
-        to.check("max pool", grad_dst.len());
-        assert!(view.lanes == to.view.lanes, "max pool: channels differ");
-        let [rows, columns] = self.windows(view, to.view);
-        from.fill(par, grad_src, 2, |k, block| {
-            let (src, dst, grad) = (from.block(src, k), to.block(dst, k), to.block(grad_dst, k));
-            (0..view.size[0]).for_each(|y| from.row_mut(block, y).fill([0.0; BLOCK]));
-            for (y, rows) in rows.iter().enumerate() {
-                for ((columns, largest), grad) in columns.iter().zip(to.row(dst, y)).zip(to.row(grad, y)) {
-                    let mut open = [1.0_f32; BLOCK];
-                    for row in rows.clone() {
-                        let numbers = &from.row(src, row)[columns.clone()];
-                        let sums = &mut from.row_mut(block, row)[columns.clone()];
-                        for (sum, number) in sums.iter_mut().zip(numbers) {
-                            for lane in 0..BLOCK {
-                                let hit = if number[lane] == largest[lane] { open[lane] } else { 0.0 };
-                                open[lane] -= hit;
-                                // An infinite gradient must not become NaN elsewhere.
-                                sum[lane] += if hit > 0.0 { grad[lane] } else { 0.0 };
-                            }
-                        }
-                    }
+impl Fill for Backward<'_> {
+    #[inline(always)]
+    fn fill(&self, k: usize, block: &mut [f32]) {
+        let GradientSums { from, to, lanes, src, grad, .. } = &self.sums;
+        let index = k % lanes.len();
+        let ([mean, scale, beta], shift, slope) = (&lanes[index], &self.shift[index], &self.slope[index]);
+        let (src, grad) = (from.block(src, k), to.block(grad, k));
+        let least = self.sums.least();
+        for y in 0..from.view.size[0] {
+            let rows = from.row_mut(block, y).iter_mut().zip(from.row(src, y)).zip(to.row(grad, y));
+            for ((result, src), grad) in rows {
+                for lane in 0..BLOCK {
+                    let distance = src[lane] - mean[lane];
+                    let value = distance * scale[lane] + beta[lane];
+                    let g = if value <= least { 0.0 } else { grad[lane] };
+                    result[lane] = scale[lane] * (g - shift[lane] - distance * slope[lane]);
                 }
             }
-        });
-    }
-
-    /// Gradient of the mean of each window, see [`Step::avg_pool`](super::Step::avg_pool); `grad_src` is overwritten, zeros in
-    /// its border included.
-    ///
-    /// # Panics
-    /// As [`max_backward`](Self::max_backward).
-    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
-    pub fn avg_backward(
-        &self,
-        count_padding: bool,
-        view: &View,
-        images: usize,
-        to: &View,
-        grad_dst: &[f32],
-        grad_src: &mut [f32],
-        par: Par,
-    ) {
-        let (from, to) = (Maps::new("avg pool", view, images), Maps::new("avg pool", to, images));
-        from.check("avg pool", grad_src.len());
-        to.check("avg pool", grad_dst.len());
-        assert!(view.lanes == to.view.lanes, "avg pool: channels differ");
-        let windows = self.windows(view, to.view);
-        let counts = [0, 1].map(|d| -> Vec<usize> {
-            let padded =
-                |i: usize| self.kernel[d].min(view.size[d] + 2 * self.padding[d] - i * self.stride[d]);
-            let all = windows[d].iter().enumerate();
-            all.map(|(i, window)| if count_padding { padded(i) } else { window.len() }).collect()
-        });
-        let [rows, columns] = &windows;
-        from.fill(par, grad_src, 2, |k, block| {
-            let grad = to.block(grad_dst, k);
-            (0..view.size[0]).for_each(|y| from.row_mut(block, y).fill([0.0; BLOCK]));
-            for (y, rows) in rows.iter().enumerate() {
-                for (x, (columns, grad)) in columns.iter().zip(to.row(grad, y)).enumerate() {
-                    let share = grad.map(|g| g / (counts[0][y] * counts[1][x]) as f32);
-                    for row in rows.clone() {
-                        for sum in &mut from.row_mut(block, row)[columns.clone()] {
-                            for lane in 0..BLOCK {
-                                sum[lane] += share[lane];
-                            }
-                        }
-                    }
-                }
-            }
-        });
+        }
     }
 }
 
