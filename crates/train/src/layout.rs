@@ -11,6 +11,8 @@ pub(crate) struct Layout {
     rectified: Vec<bool>,
     /// Whether a node is such a ReLU.
     done: Vec<bool>,
+    /// Whether the zeros around the maps of a convolution would take more room than the maps.
+    crowded: Vec<bool>,
     /// The normalisation that alone reads a convolution.
     normalised: Vec<Option<NodeId>>,
     /// Numbers of the filters of each convolution.
@@ -39,6 +41,8 @@ const PIECES: usize = 8;
 /// Fewest pixels that are worth reading weights for, and numbers of maps that stay in a second-level cache.
 const PIXELS: usize = 512;
 const RESIDENT: usize = 64 * 1024;
+/// Times that a map may grow by the zeros around it.
+const CROWDED: u128 = 4;
 
 impl Layout {
     pub(crate) fn new(graph: &Graph) -> Self {
@@ -55,6 +59,7 @@ impl Layout {
         let mut layout = Self {
             rectified: vec![false; nodes.len()],
             done: vec![false; nodes.len()],
+            crowded: vec![false; nodes.len()],
             normalised: vec![None; nodes.len()],
             weights: vec![0; nodes.len()],
             inputs: nodes.iter().map(|node| node.inputs().first().copied()).collect(),
@@ -62,7 +67,10 @@ impl Layout {
         };
         for (id, node) in graph.iter().filter(|(id, node)| matches!(node.op(), Op::Relu) && is_map(*id)) {
             let input = node.inputs()[0];
-            let folds = matches!(graph.node(input).op(), Op::Conv2d(_) | Op::BatchNorm(_) | Op::Add);
+            let folds = match graph.node(input).op() {
+                Op::Conv2d(conv) => !crowded(graph, input, conv),
+                op => matches!(op, Op::BatchNorm(_) | Op::Add),
+            };
             if folds && readers[input.index()].len() == 1 && !graph.outputs().contains(&input) {
                 layout.rectified[input.index()] = true;
                 layout.done[id.index()] = true;
@@ -85,6 +93,10 @@ impl Layout {
         };
         for (id, node) in graph.iter() {
             if let Op::Conv2d(conv) = node.op() {
+                if crowded(graph, id, conv) {
+                    layout.crowded[id.index()] = true;
+                    continue;
+                }
                 let input = node.inputs()[0];
                 let depth = graph.node(input).shape().channels() / conv.groups;
                 layout.weights[id.index()] = conv.out_channels * depth * conv.kernel[0] * conv.kernel[1];
@@ -126,6 +138,11 @@ impl Layout {
         self.rectified[id.index()]
     }
 
+    /// Whether a convolution is better computed on dense maps: its zeros would take more room than its numbers.
+    pub(crate) fn crowded(&self, id: NodeId) -> bool {
+        self.crowded[id.index()]
+    }
+
     /// The normalisation that alone reads a convolution.
     pub(crate) fn normalised(&self, id: NodeId) -> Option<NodeId> {
         self.normalised[id.index()]
@@ -151,6 +168,20 @@ impl Layout {
     pub(crate) fn done(&self, id: NodeId) -> bool {
         self.done[id.index()]
     }
+}
+
+/// Whether the zeros around the input of a convolution, or around the gradient of its result, are many times the map.
+fn crowded(graph: &Graph, id: NodeId, conv: &Conv2d) -> bool {
+    let input = graph.node(id).inputs()[0];
+    let [from, to] = [input, id].map(|id| graph.node(id).shape().spatial());
+    let exceeds = |size: [usize; 2], border: [usize; 2]| {
+        let area = |border: [usize; 2]| {
+            let sides = [0, 1].map(|d| (size[d] as u128) + 2 * border[d] as u128);
+            sides[0] * sides[1]
+        };
+        area(border) > CROWDED * area([0, 0])
+    };
+    exceeds(from, conv.padding) || exceeds(to, InputGradient::border(&window(conv), from, to))
 }
 
 /// The extents of a convolution as kernels take them.

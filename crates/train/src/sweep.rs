@@ -236,7 +236,10 @@ impl Sweep {
         let dims = std::iter::once(count).chain(node.shape().dims()).collect();
         let data = match layout.view(id) {
             Some(view) if *view != dense(node, Place::Arena) => {
-                let laid_out = self.relayout(&dense(node, Place::Images), view, count, &images);
+                let mut laid_out = self.relayout(&dense(node, Place::Images), view, count, &images);
+                // Planes of an image need not fill its memory.
+                let used = view.blocks() * view.block_stride;
+                laid_out.chunks_mut(view.image_stride).for_each(|image| image[used..].fill(0.0));
                 self.pool.give(images);
                 laid_out
             }

@@ -95,6 +95,7 @@ impl Conv {
         images: usize,
         threads: usize,
     ) -> Self {
+        check(&window, &weights, src, add, dst);
         let (src, dst, add) = flatten(&window, src, dst, add);
         Self::whole(tier, window, weights, src, add, dst).scheduled(images, threads)
     }
@@ -420,6 +421,8 @@ fn flatten(window: &Window, src: &View, dst: &View, add: Option<&View>) -> (View
         View { row_stride: pixels * view.pixel_stride, size: [rows, pixels], border: [0, 0], ..view.clone() }
     };
     let point = window.kernel == [1, 1] && window.stride == [1, 1] && window.padding == [0, 0];
+    // Rows are cut alike only if there are as many.
+    let point = point && src.size == dst.size;
     // A border above and below would not be cleared.
     if point && dst.border == [0, 0] && whole(src) && whole(dst) && add.is_none_or(whole) {
         (flat(src), flat(dst), add.map(flat))

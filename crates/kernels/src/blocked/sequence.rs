@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::memory::Memory;
 use super::team::Work;
 use super::{Place, Team, View};
-use crate::par::{LINE, Par, aligned, for_each_job};
+use crate::par::{LINE, Par, for_each_job};
 
 /// One kind of computation, cut into jobs.
 pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
@@ -60,34 +60,23 @@ impl Step {
     /// Runs this step alone: it reads `src`, in which its views of [`Place::Images`] lie, and writes `dst`, its arena.
     ///
     /// # Panics
-    /// If it reads or writes anything else, or a view does not stay inside.
+    /// If it reads or writes anything else, or needs scratch memory, or a view does not stay inside.
     pub fn run(&self, images: usize, src: &[f32], dst: &mut [f32], par: Par) {
-        let (reads, write) = (self.stage.reads(), self.stage.write());
-        for view in &reads {
-            let extent = view.extent(images);
-            assert!(
-                view.place == Place::Images && extent.end <= src.len(),
-                "{extent:?} of {}: {view:?}",
-                src.len()
-            );
+        let write = self.stage.write();
+        for view in self.stage.reads() {
+            let inside = view.place == Place::Images && view.inside(images, src.len());
+            assert!(inside, "{images} images of {} numbers: {view:?}", src.len());
         }
-        let extent = write.extent(images);
-        assert!(
-            write.place == Place::Arena && extent.end <= dst.len(),
-            "{extent:?} of {}: {write:?}",
-            dst.len()
-        );
+        let inside = write.place == Place::Arena && write.inside(images, dst.len());
+        assert!(inside, "{images} images of {} numbers: {write:?}", dst.len());
+        assert!(self.stage.scratch_len() == 0, "a step that needs scratch memory runs in a sequence");
         let memory =
             Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), logits: std::ptr::null_mut(), first: 0 };
         // Reading and writing a number costs about as much as some multiplications.
-        let threads = par.threads(16 * extent.len() as u64);
-        let scratch_len = self.stage.scratch_len().next_multiple_of(LINE);
-        let mut scratch = vec![0.0; scratch_len * threads + LINE];
-        let scratch = if scratch_len == 0 { &mut [] } else { aligned(&mut scratch) };
-        for_each_job(threads, self.stage.jobs(images), scratch, scratch_len, |job, scratch| {
-            // SAFETY: the views are inside the slices, which are different ones, every job runs once, and `scratch` is this
-            // thread's alone.
-            unsafe { self.stage.run(job, images, &memory, scratch.as_mut_ptr()) };
+        let threads = par.threads(16 * write.extent(images).len() as u64);
+        for_each_job(threads, self.stage.jobs(images), &mut [], 0, |job, _| {
+            // SAFETY: the views are inside the slices, which are different ones, and every job runs once.
+            unsafe { self.stage.run(job, images, &memory, std::ptr::null_mut()) };
         });
     }
 }
@@ -144,8 +133,8 @@ impl Sequence {
                     Place::Arena => arena_len,
                     Place::Logits => logits_len * images,
                 };
-                let extent = view.extent(view.held(images, at_once));
-                assert!(extent.end <= len, "step {index}: {extent:?} of a memory of {len}: {view:?}");
+                let inside = view.inside(view.held(images, at_once), len);
+                assert!(inside, "step {index}: not inside a memory of {len}: {view:?}");
                 assert!(
                     view.advance == view.image_stride || view.advance == 0 && view.place == Place::Arena,
                     "step {index}: parts of a batch are {} apart: {view:?}",

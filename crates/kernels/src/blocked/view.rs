@@ -206,6 +206,15 @@ impl View {
         first..last
     }
 
+    /// Whether `images` images lie inside memory of `len` numbers, and blocks hold no more channels than they have room for.
+    pub fn inside(&self, images: usize, len: usize) -> bool {
+        let extent = self.extent(images);
+        let most = if self.pixel_stride >= BLOCK { BLOCK } else { 1 };
+        let lanes = self.lanes.iter().all(|&lanes| usize::from(lanes) <= most);
+        let phases = self.phases == 1 || self.phases > 1 && self.pixel_stride == 1;
+        extent.start <= extent.end && extent.end <= len && lanes && phases
+    }
+
     /// Whether two views, of so many images, may share a number. Views of different blocks of one map do not.
     pub fn overlaps(&self, images: usize, other: &Self, others: usize) -> bool {
         if self.place != other.place {

@@ -160,7 +160,10 @@ impl Sweep {
             } else {
                 weights.run(images, src, grad, &mut weight, bias.as_deref_mut(), sums, Par::Rayon);
             }
-            learnt[0] = Some(weight).filter(|_| wants(1));
+            match wants(1) {
+                true => learnt[0] = Some(weight),
+                false => self.pool.give(weight),
+            }
             if let (Some(place), Some(bias)) = (learnt.get_mut(1), bias) {
                 *place = Some(bias);
             }

@@ -28,7 +28,7 @@ impl Sweep {
         let relu = layout.rectified(id);
         let numbers: Vec<&[f32]> = inputs.iter().map(|input| input.data()).collect();
         let dst = match node.op() {
-            Op::Conv2d(conv) => {
+            Op::Conv2d(conv) if !layout.crowded(id) => {
                 self.conv_forward(pass, conv, numbers[0], matches!(mode, Mode::Train { .. }))?
             }
             Op::BatchNorm(bn) => {

@@ -10,7 +10,7 @@ use super::pack::Source;
 use super::{Conv, Window};
 use crate::blocked::memory::Memory;
 use crate::blocked::sequence::Stage as _;
-use crate::blocked::{Place, View};
+use crate::blocked::{BLOCK, Place, View};
 use crate::par::{Par, for_each_job};
 use crate::tier::{self, Tier};
 
@@ -80,7 +80,7 @@ impl InputGradient {
     /// Rows and columns of zeros that the gradient of the result must have around it.
     pub fn border(window: &Window, src: [usize; 2], dst: [usize; 2]) -> [usize; 2] {
         std::array::from_fn(|d| {
-            let phases = 0..window.stride[d];
+            let phases = 0..window.stride[d].min(src[d]);
             phases.map(|phase| Taps::new(window, d, phase, src[d]).border(dst[d])).max().unwrap_or(0)
         })
     }
@@ -91,7 +91,8 @@ impl InputGradient {
     /// `threads` and `images` only guide how the work is cut; the result does not depend on them.
     ///
     /// # Panics
-    /// If an extent or a length does not fit, or the border of `grad` is narrower than [`border`](Self::border).
+    /// If an extent or a length does not fit, the border of `grad` is narrower than [`border`](Self::border), or that of `src`
+    /// narrower than the padding.
     pub fn new(
         window: Window,
         weight: &[f32],
@@ -115,6 +116,7 @@ impl InputGradient {
         let grad = View { place: Place::Images, ..grad.clone() };
         let src = View { place: Place::Arena, ..src.clone() };
         super::check_extents(&window, &src, &View { place: Place::Arena, ..grad.clone() });
+        assert!(src.pixel_stride == BLOCK && src.phases == 1, "input gradient: not blocked: {src:?}");
         let border = Self::border(&window, src.size, grad.size);
         assert!(
             grad.border[0] >= border[0] && grad.border[1] >= border[1],
@@ -131,7 +133,8 @@ impl InputGradient {
         );
         let [stride_h, stride_w] = window.stride;
         let mut phases = Vec::new();
-        for (py, px) in (0..stride_h).flat_map(|py| (0..stride_w).map(move |px| (py, px))) {
+        let (rows, columns) = (stride_h.min(src.size[0]), stride_w.min(src.size[1]));
+        for (py, px) in (0..rows).flat_map(|py| (0..columns).map(move |px| (py, px))) {
             let [y, x] = [(0, py), (1, px)].map(|(d, phase)| Taps::new(&window, d, phase, src.size[d]));
             if y.size == 0 || x.size == 0 {
                 continue;
@@ -190,8 +193,8 @@ impl InputGradient {
     pub fn run(&self, images: usize, grad: &[f32], src: &mut [f32], par: Par) {
         assert!(images <= self.images, "input gradient: {images} images of {}", self.images);
         for (name, view, found) in [("gradient", &self.grad, grad.len()), ("input", &self.src, src.len())] {
-            let expected = view.extent(images).end;
-            assert!(expected <= found, "input gradient: {name} needs {expected} numbers, has {found}");
+            let inside = view.inside(images, found);
+            assert!(inside, "input gradient: {name} of {images} images in {found} numbers: {view:?}");
         }
         let memory =
             Memory { images: grad.as_ptr(), arena: src.as_mut_ptr(), logits: std::ptr::null_mut(), first: 0 };
@@ -229,7 +232,7 @@ unsafe fn zero(pixels: &View, image: usize, memory: &Memory) {
             for x in 0..pixels.size[1] {
                 let pixel = memory.at_mut(pixels, image, block, y as isize, x as isize);
                 // SAFETY: handed on from the caller.
-                unsafe { std::ptr::write_bytes(pixel, 0, crate::blocked::BLOCK) };
+                unsafe { std::ptr::write_bytes(pixel, 0, BLOCK) };
             }
         }
     }
@@ -356,6 +359,11 @@ mod tests {
         check_case(window([2, 2], [3, 3], [1, 0], 1), &[4], &[5], [11, 9]);
         check_case(window([1, 3], [2, 1], [0, 1], 4), &[8], &[12], [6, 6]);
         check_case(window([2, 2], [1, 1], [2, 2], 1), &[4], &[5], [6, 6]);
+        // More rows of results than of the input, which a point sees; a filter as large as the map; more phases than pixels.
+        check_case(window([1, 1], [1, 2], [1, 0], 1), &[16], &[16], [12, 32]);
+        check_case(window([1, 1], [1, 1], [1, 1], 1), &[16], &[16], [16, 16]);
+        check_case(window([6, 6], [1, 1], [0, 0], 1), &[5], &[20], [6, 6]);
+        check_case(window([3, 3], [9, 200], [1, 1], 1), &[5], &[20], [6, 6]);
         check_case(Window { dilation: [2, 3], ..window([3, 2], [1, 1], [2, 3], 1) }, &[10], &[17], [9, 9]);
         check_case(Window { dilation: [2, 3], ..window([3, 3], [2, 2], [2, 3], 1) }, &[10], &[17], [9, 10]);
         check_case(Window { dilation: [2, 2], ..window([3, 3], [2, 2], [2, 2], 1) }, &[4], &[16], [9, 10]);

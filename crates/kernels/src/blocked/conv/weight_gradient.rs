@@ -15,7 +15,7 @@ use super::{Window, blocks_of};
 use crate::blocked::lanes::{Kernel, Lanes};
 use crate::blocked::{BLOCK, View};
 use crate::par::{Par, Shared, for_each_job};
-use crate::tier::{self, Tier};
+use crate::tier::{self, Tier, Vectorised};
 
 /// Most columns in a block of sums.
 const MAX_COLUMNS: usize = 16;
@@ -143,7 +143,7 @@ impl WeightGradient {
 
     /// Numbers of scratch memory for [`run`](Self::run).
     pub fn scratch_len(&self) -> usize {
-        self.len * self.images.div_ceil(self.chunk)
+        self.len * self.images.div_ceil(self.chunk).max(1)
     }
 
     /// Numbers of the sums of [`add`](Self::add).
@@ -154,8 +154,8 @@ impl WeightGradient {
     fn check(&self, images: usize, src: &[f32], grad: &[f32]) {
         assert!(images <= self.images, "weight gradient: {images} images of {}", self.images);
         for (name, view, found) in [("input", &self.src, src.len()), ("gradient", &self.grad, grad.len())] {
-            let expected = view.extent(images).end;
-            assert!(expected <= found, "weight gradient: {name} needs {expected} numbers, has {found}");
+            let inside = view.inside(images, found);
+            assert!(inside, "weight gradient: {name} of {images} images in {found} numbers: {view:?}");
         }
     }
 
@@ -257,11 +257,9 @@ impl WeightGradient {
             // are inside.
             unsafe {
                 let sums = std::slice::from_raw_parts_mut(first.part(at, len), len);
-                tier::vectorised(|| {
-                    for other in others.chunks_exact(self.len) {
-                        sums.iter_mut().zip(&other[at..at + len]).for_each(|(sum, other)| *sum += other);
-                    }
-                });
+                for other in others.chunks_exact(self.len) {
+                    tier::vectorised(Sum { sums: &mut *sums, other: &other[at..at + len] });
+                }
                 for column in &pass.columns[range.clone()] {
                     let sums = &sums[(column.line - from) * line..][..column.len * line];
                     self.unpack(pass, column, sums, &weight);
@@ -308,6 +306,21 @@ impl WeightGradient {
                 }
             }
         }
+    }
+}
+
+/// `sums += other`.
+struct Sum<'a> {
+    sums: &'a mut [f32],
+    other: &'a [f32],
+}
+
+impl Vectorised for Sum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.sums.iter_mut().zip(self.other).for_each(|(sum, other)| *sum += other);
     }
 }
 
