@@ -401,6 +401,14 @@ fn with_learnt<T>(net: &Net, id: NodeId, f: impl FnOnce(&[Arg<'_>]) -> T) -> Res
     Ok(tape::with_slices("sweep", &vars, f)?)
 }
 
+/// A layout that a node's op asked for, or a value of it, is missing: better no gradient than a wrong one.
+fn no_map(node: &Node) -> Error {
+    Error::Input(format!(
+        "node `{}`: its value or that of an input was not kept for the way back",
+        node.name()
+    ))
+}
+
 /// The map of a node without gaps.
 fn dense(node: &Node, place: Place) -> View {
     View::dense(place, node.shape().channels(), node.shape().spatial())

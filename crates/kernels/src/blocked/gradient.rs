@@ -217,10 +217,13 @@ impl BatchNorm<'_> {
         });
     }
 
-    fn check(&self, view: &View) {
-        let channels = view.channels();
+    /// Both maps, which must have the channels of the normalisation and the same pixels.
+    fn maps<'m>(&self, from: &'m View, to: &'m View, images: usize) -> (Maps<'m>, Maps<'m>) {
+        let channels = from.channels();
         let all = [self.mean, self.var, self.gamma, self.beta];
         assert!(all.iter().all(|numbers| numbers.len() == channels), "batch norm: {channels} channels");
+        assert!(from.lanes == to.lanes && from.size == to.size, "batch norm: maps differ");
+        (Maps::new("batch norm", from, images), Maps::new("batch norm", to, images))
     }
 
     /// Mean, factor and summand of each channel, block by block.
@@ -236,11 +239,9 @@ impl BatchNorm<'_> {
     /// # Panics
     /// If a view is not blocked or does not own its memory, channels or pixels differ, or a length does not fit.
     pub fn forward(&self, view: &View, images: usize, src: &[f32], to: &View, dst: &mut [f32], par: Par) {
-        let (from, to) = (Maps::new("batch norm", view, images), Maps::new("batch norm", to, images));
+        let (from, to) = self.maps(view, to, images);
         from.check("batch norm", src.len());
         to.check("batch norm", dst.len());
-        assert!(view.lanes == to.view.lanes && view.size == to.view.size, "batch norm: maps differ");
-        self.check(view);
         let lanes = self.lanes(&from);
         to.fill(par, dst, 1, &Forward { from, to, lanes, src, relu: self.relu });
     }
@@ -271,11 +272,9 @@ impl BatchNorm<'_> {
         grad_beta: &mut [f32],
         par: Par,
     ) {
-        let (from, to) = (Maps::new("batch norm", view, images), Maps::new("batch norm", to, images));
+        let (from, to) = self.maps(view, to, images);
         from.check("batch norm", src.len());
         to.check("batch norm", grad_dst.len());
-        assert!(view.lanes == to.view.lanes && view.size == to.view.size, "batch norm: maps differ");
-        self.check(view);
         let channels = view.channels();
         assert!(grad_gamma.len() == channels && grad_beta.len() == channels, "batch norm: gradients");
         let lanes = self.lanes(&from);
@@ -307,12 +306,10 @@ impl BatchNorm<'_> {
         grad_src: &mut [f32],
         par: Par,
     ) {
-        let (from, to) = (Maps::new("batch norm", view, images), Maps::new("batch norm", to, images));
+        let (from, to) = self.maps(view, to, images);
         from.check("batch norm", src.len());
         from.check("batch norm", grad_src.len());
         to.check("batch norm", grad_dst.len());
-        assert!(view.lanes == to.view.lanes && view.size == to.view.size, "batch norm: maps differ");
-        self.check(view);
         let channels = view.channels();
         assert!(grad_gamma.len() == channels && grad_beta.len() == channels, "batch norm: gradients");
         let lanes = self.lanes(&from);

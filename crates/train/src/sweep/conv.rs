@@ -3,7 +3,7 @@
 //! Where a layer's weights are few beside its maps, it is computed a few images at a time: what one kernel writes, the next one
 //! reads from the cache. Pieces depend on the extents alone.
 
-use super::{Gradients, Numbers, Pass, Sweep, rectify, with_learnt};
+use super::{Gradients, Numbers, Pass, Sweep, no_map, rectify, with_learnt};
 use crate::Result;
 use crate::layout::{Pieces, read, window};
 use crate::ops::{Arg, Statistics};
@@ -42,7 +42,7 @@ impl Sweep {
     ) -> Result<Numbers> {
         let Pass { net, layout, id, node, images } = *pass;
         let (Some(view), Some(from)) = (layout.view(id), layout.view(node.inputs()[0])) else {
-            return Ok(Vec::new().into());
+            return Err(no_map(node));
         };
         let mut dst = self.pool.aligned(view.memory_len(images));
         let relu = layout.rectified(id);
@@ -91,7 +91,7 @@ impl Sweep {
     ) -> Result<Gradients> {
         let Pass { net, layout, id, node, images } = *pass;
         let (Some(view), Some(from)) = (layout.view(id), layout.view(node.inputs()[0])) else {
-            return Ok(Gradients::default());
+            return Err(no_map(node));
         };
         let wants = |slot: usize| wanted.get(slot).copied().unwrap_or(false);
         let learns = wants(1) || wants(2);

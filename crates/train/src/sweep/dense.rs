@@ -1,6 +1,6 @@
 //! Ops without a kernel for blocked maps, as layers on dense numbers.
 
-use super::{Done, Gradients, Numbers, Pass, Sweep, Value, dense, with_learnt};
+use super::{Done, Gradients, Numbers, Pass, Sweep, Value, dense, no_map, with_learnt};
 use crate::Result;
 use crate::net::Mode;
 use crate::ops::{self, Arg, Layer, Saved};
@@ -69,7 +69,7 @@ impl Sweep {
     ) -> Result<Gradients> {
         let Pass { net, layout, id, node, images } = *pass;
         let inputs: Vec<&Value> = node.inputs().iter().filter_map(|i| values[i.index()].as_ref()).collect();
-        let Some(dst) = &values[id.index()] else { return Ok(Gradients::default()) };
+        let Some(dst) = &values[id.index()] else { return Err(no_map(node)) };
         let copies = self.dense_inputs(pass, &inputs);
         let of_result = layout.view(id).map(|view| {
             let dense = dense(node, Place::Arena);

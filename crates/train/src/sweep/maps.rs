@@ -1,7 +1,7 @@
 //! Ops on maps in blocks of channels.
 
 use super::conv::{Through, normalisation};
-use super::{Gradients, Pass, Sweep, Value, with_learnt};
+use super::{Gradients, Pass, Sweep, Value, no_map, with_learnt};
 use crate::layout::read;
 use crate::net::Mode;
 use crate::ops::{Saved, Statistics};
@@ -101,7 +101,7 @@ impl Sweep {
         let (Some(view), Some(from), Some(src), Some(dst)) =
             (layout.view(id), layout.view(input), &values[input.index()], &values[id.index()])
         else {
-            return Ok(Gradients::default());
+            return Err(no_map(node));
         };
         let (src, dst) = (src.data(), dst.data());
         let mut grads = Gradients { inputs: vec![None; 1], learnt: vec![None; wanted.len() - 1] };

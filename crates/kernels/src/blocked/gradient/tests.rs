@@ -165,3 +165,94 @@ fn gradients_of_pooling_are_those_of_dense_maps() {
         }
     }
 }
+
+/// The formulas of batch normalisation, in double precision: result, and gradients of input, gamma and beta.
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+fn formulas(
+    channels: usize,
+    plane: usize,
+    x: &[f32],
+    g: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    eps: f64,
+    relu: bool,
+) -> [Vec<f64>; 4] {
+    let mut found = [vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; channels], vec![0.0; channels]];
+    for c in 0..channels {
+        let at: Vec<usize> =
+            (0..IMAGES).flat_map(|n| (0..plane).map(move |p| (n * channels + c) * plane + p)).collect();
+        let n = at.len() as f64;
+        let mean = at.iter().map(|i| f64::from(x[*i])).sum::<f64>() / n;
+        let var = at.iter().map(|i| (f64::from(x[*i]) - mean).powi(2)).sum::<f64>() / n;
+        let (root, gamma, beta) = ((var + eps).sqrt(), f64::from(gamma[c]), f64::from(beta[c]));
+        let hat = |i: usize| (f64::from(x[i]) - mean) / root;
+        let open = |i: usize| if relu && gamma * hat(i) + beta <= 0.0 { 0.0 } else { f64::from(g[i]) };
+        for &i in &at {
+            let y = gamma * hat(i) + beta;
+            found[0][i] = if relu { y.max(0.0) } else { y };
+            found[2][c] += open(i) * hat(i);
+            found[3][c] += open(i);
+        }
+        for &i in &at {
+            found[1][i] = gamma / root * (open(i) - found[3][c] / n - hat(i) * found[2][c] / n);
+        }
+    }
+    found
+}
+
+#[test]
+fn batch_norm_is_that_of_the_formulas() {
+    for (segments, size) in [(vec![16], [5, 7]), (vec![3, 20], [12, 70])] {
+        let view = View::blocked(0, &segments, size, [1, 0]);
+        let (channels, plane) = (view.channels(), size[0] * size[1]);
+        let x = noise(IMAGES * channels * plane, 1);
+        let g = noise(x.len(), 2);
+        let (gamma, beta) = (noise(channels, 3), noise(channels, 4));
+        let (src, grad) = (packed(&view, &x), packed(&view, &g));
+        for relu in [false, true] {
+            let expected = formulas(channels, plane, &x, &g, &gamma, &beta, f64::from(1e-5_f32), relu);
+            let (mut mean, mut var) = (vec![0.0; channels], vec![0.0; channels]);
+            let moments = BatchNorm::moments(&view, IMAGES, &src, Par::Serial);
+            BatchNorm::statistics(&view, &moments, &mut mean, &mut var);
+            let norm = BatchNorm { mean: &mean, var: &var, eps: 1e-5, gamma: &gamma, beta: &beta, relu };
+            let (mut y, mut dx) = (vec![f32::NAN; src.len()], vec![f32::NAN; src.len()]);
+            let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
+            norm.forward(&view, IMAGES, &src, &view, &mut y, Par::Serial);
+            norm.backward(&view, IMAGES, &src, &view, &grad, &mut dgamma, &mut dbeta, Par::Serial);
+            let sums = [&*dgamma, &*dbeta];
+            norm.backward_src(IMAGES, &view, IMAGES, &src, &view, &grad, sums, &mut dx, Par::Serial);
+            let found = [unpack(&view, IMAGES, &y), unpack(&view, IMAGES, &dx), dgamma, dbeta];
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(error <= 1e-5 * expected.abs().max(1.0), "{found}, expected {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_with_a_nan_loses_its_gradient_and_no_other_does() {
+    let (from, to) = (View::blocked(0, &[2], [2, 4], [0, 0]), View::blocked(0, &[2], [1, 2], [0, 0]));
+    let mut x = noise(IMAGES * 16, 1);
+    x[1] = f32::NAN;
+    let src = packed(&from, &x);
+    let mut dst = vec![0.0; to.memory_len(IMAGES)];
+    let read = View { place: crate::blocked::Place::Images, ..from.clone() };
+    crate::blocked::Step::max_pool(&read, &to, [2, 2], [2, 2], [0, 0]).run(
+        IMAGES,
+        &src,
+        &mut dst,
+        Par::Serial,
+    );
+    let grad = packed(&to, &[1.0; IMAGES * 4]);
+    let mut dx = vec![f32::NAN; from.memory_len(IMAGES)];
+    let pooling = Pooling { kernel: [2, 2], stride: [2, 2], padding: [0, 0] };
+    pooling.max_backward(&from, IMAGES, &src, &to, &dst, &grad, &mut dx, Par::Serial);
+    let dx = unpack(&from, IMAGES, &dx);
+    assert_eq!(dx.iter().sum::<f32>(), (IMAGES * 4 - 1) as f32);
+    assert_eq!([dx[0], dx[1], dx[4], dx[5]], [0.0; 4]);
+}
