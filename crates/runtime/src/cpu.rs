@@ -13,7 +13,7 @@ pub(crate) mod tune;
 use crate::arena::LINE;
 use crate::backend::{Executable, Memory, State, StepInfo};
 use crate::{Error, Options, Program, Result};
-use cofilter_kernels::blocked::{Aligned, Sequence, Team};
+use cofilter_kernels::blocked::{Aligned, Lengths, Sequence, Team};
 use form::{Form, Unit};
 use layout::{Layout, Work};
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(crate) struct Executor {
     owners: Vec<Option<usize>>,
     team: Arc<Team>,
     arena_len: usize,
+    /// Of the maps that each worker has for itself, a part of its scratch memory.
+    worker_len: usize,
     scratch_len: usize,
 }
 
@@ -50,13 +52,17 @@ impl Executor {
         let layout = Layout::new(program, units, options, cut)?;
         let (parts, infos) = kernel::steps(program, units, &layout, options);
         let owners = layout.work.iter().map(Work::unit).collect();
-        let input_len = program.input().elements();
-        let output_len = program.output().shape.elements();
-        let arena_len = layout.arena_len;
-        let sequence = Sequence::new(parts, options.batch, arena_len, input_len, output_len);
+        let lengths = Lengths {
+            images: program.input().elements(),
+            arena: layout.arena_len,
+            worker: layout.worker_len,
+            logits: program.output().shape.elements(),
+        };
+        let Lengths { arena: arena_len, worker: worker_len, .. } = lengths;
+        let sequence = Sequence::new(parts, options.batch, lengths);
         let scratch_len = sequence.scratch_len(team.threads());
         check_memory(arena_len.saturating_add(scratch_len))?;
-        Ok(Self { sequence, infos, owners, team, arena_len, scratch_len })
+        Ok(Self { sequence, infos, owners, team, arena_len, worker_len, scratch_len })
     }
 }
 
@@ -66,10 +72,11 @@ impl Executable for Executor {
     }
 
     fn memory(&self) -> Memory {
+        let maps = self.worker_len * self.team.threads();
         Memory {
             weight_bytes: self.infos.iter().map(|step| step.weight_bytes).sum(),
-            arena_bytes: (self.arena_len + LINE) * size_of::<f32>(),
-            scratch_bytes: (self.scratch_len + LINE) * size_of::<f32>(),
+            arena_bytes: (self.arena_len + maps + LINE) * size_of::<f32>(),
+            scratch_bytes: (self.scratch_len - maps + LINE) * size_of::<f32>(),
         }
     }
 

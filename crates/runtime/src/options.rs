@@ -27,7 +27,8 @@ impl BackendKind {
 /// How a network is compiled.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Most images of one run, above 0. Memory is planned for it; smaller batches run too.
+    /// Most images of one run, above 0. Memory, and how threads share the work, are planned for it; smaller batches run too, but a
+    /// plan that is made for them may run faster.
     pub batch: usize,
     /// Threads of one run, in `1..=1024`. 1 is the calling thread alone; more are a team that the plan owns, or `team`.
     /// Results are the same for every number, bit for bit. The reference always runs on the calling thread.

@@ -13,44 +13,43 @@ pub(crate) struct Memory {
     pub(crate) images: *const f32,
     pub(crate) arena: *mut f32,
     pub(crate) logits: *mut f32,
+    /// Of the worker, or of the first one if all compute the same images.
+    pub(crate) worker: *mut f32,
     /// The image of the batch that the steps see as the first one.
     pub(crate) first: usize,
+}
+
+impl Default for Memory {
+    /// None.
+    fn default() -> Self {
+        let none = std::ptr::null_mut();
+        Self { images: none, arena: none, logits: none, worker: none, first: 0 }
+    }
 }
 
 // SAFETY: see above: jobs that run at once write disjoint numbers, and none that another one reads.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// First number of the memory of a view.
-    #[inline]
-    pub(crate) fn base(&self, view: &View) -> *const f32 {
-        match view.place {
-            Place::Images => self.images,
-            Place::Arena => self.arena,
-            Place::Logits => self.logits,
-        }
-    }
-
-    /// First number of the memory of a view that is written.
-    #[inline]
-    pub(crate) fn base_mut(&self, view: &View) -> *mut f32 {
-        match view.place {
-            Place::Images => unreachable!("images are never written"),
-            Place::Arena => self.arena,
-            Place::Logits => self.logits,
-        }
-    }
-
     /// Pointer to a pixel of a block, see [`View::at`].
     #[inline]
     pub(crate) fn at(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *const f32 {
-        self.base(view).wrapping_add(self.first * view.advance + view.at(image, block, y, x))
+        match view.place {
+            Place::Images => self.images.wrapping_add(view.at(self.first + image, block, y, x)),
+            _ => self.at_mut(view, image, block, y, x),
+        }
     }
 
     /// Pointer to a pixel of a block that is written, see [`View::at`].
     #[inline]
     pub(crate) fn at_mut(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *mut f32 {
-        self.base_mut(view).wrapping_add(self.first * view.advance + view.at(image, block, y, x))
+        let base = match view.place {
+            Place::Worker => return self.worker.wrapping_add(view.at(image, block, y, x)),
+            Place::Arena => self.arena,
+            Place::Logits => self.logits,
+            Place::Images => unreachable!("images are never written"),
+        };
+        base.wrapping_add(view.at(self.first + image, block, y, x))
     }
 
     /// Zeroes the border beside `rows` of some blocks of an image, and above and below them where they are the first and last.

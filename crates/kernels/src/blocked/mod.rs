@@ -28,7 +28,7 @@ pub use aligned::Aligned;
 pub use conv::{InputGradient, WeightGradient, Weights, Window};
 pub use gradient::{BatchNorm, Moments, Pooling};
 pub use linear::{LinearWeights, Storage};
-pub use sequence::{Part, Sequence, Step};
+pub use sequence::{Lengths, Part, Sequence, Step};
 pub use team::Team;
 pub use view::{BLOCK, Place, View};
 pub use winograd::WinogradTile;

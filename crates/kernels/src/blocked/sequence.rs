@@ -70,8 +70,7 @@ impl Step {
         let inside = write.place == Place::Arena && write.inside(images, dst.len());
         assert!(inside, "{images} images of {} numbers: {write:?}", dst.len());
         assert!(self.stage.scratch_len() == 0, "a step that needs scratch memory runs in a sequence");
-        let memory =
-            Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), logits: std::ptr::null_mut(), first: 0 };
+        let memory = Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), ..Memory::default() };
         // Reading and writing a number costs about as much as some multiplications.
         let threads = par.threads(16 * write.extent(images).len() as u64);
         for_each_job(threads, self.stage.jobs(images), &mut [], 0, |job, _| {
@@ -83,7 +82,9 @@ impl Step {
 
 /// Steps that run one after the other for some images of a batch, then for the next ones.
 ///
-/// What lies between two of them can then be smaller than a cache, where the maps of the whole batch are not.
+/// What lies between two of them can then be smaller than a cache, where the maps of the whole batch are not. Each worker computes
+/// some images of its own and meets the others at the end of the part only; where images are left for some of the workers, all
+/// compute those together, step by step.
 #[derive(Debug)]
 pub struct Part {
     /// The steps, made for so many images.
@@ -101,24 +102,33 @@ pub struct Sequence {
     arena_len: usize,
     images_len: usize,
     logits_len: usize,
+    worker_len: usize,
     scratch_len: usize,
 }
 
+/// Numbers that the memory of a run has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// Of an image of [`Place::Images`].
+    pub images: usize,
+    /// Of [`Place::Arena`].
+    pub arena: usize,
+    /// Of [`Place::Worker`], for each of them.
+    pub worker: usize,
+    /// Of the result of one image, [`Place::Logits`].
+    pub logits: usize,
+}
+
 impl Sequence {
-    /// Checks that every step stays inside memory of these lengths for up to `images` images, and writes nothing that it reads.
-    ///
-    /// `images_len` and `logits_len` are those of one image.
+    /// Checks that every step stays inside memory of these lengths for up to `images` images, writes nothing that it reads, and
+    /// nothing that steps of its part write or read for other images.
     ///
     /// # Panics
-    /// If a view does not stay inside, or a step writes what it reads, or a part takes no images, or steps and repetitions
+    /// If a view does not stay inside, or a step writes what it must not, or a part takes no images, or steps and repetitions
     /// of a run do not fit 32 bits.
-    pub fn new(
-        parts: Vec<Part>,
-        images: usize,
-        arena_len: usize,
-        images_len: usize,
-        logits_len: usize,
-    ) -> Self {
+    pub fn new(parts: Vec<Part>, images: usize, lengths: Lengths) -> Self {
+        let Lengths { images: images_len, arena: arena_len, worker: worker_len, logits: logits_len } =
+            lengths;
         assert!(parts.iter().all(|part| part.images > 0), "a part takes no images");
         let turns = parts.iter().map(|part| part.steps.len() as u64 * images.div_ceil(part.images) as u64);
         assert!(turns.sum::<u64>() < u64::from(u32::MAX), "more turns than a team counts");
@@ -127,20 +137,20 @@ impl Sequence {
         for (index, (at_once, step)) in steps.clone().enumerate() {
             let write = step.stage.write();
             assert!(write.place != Place::Images, "step {index} writes the images");
+            assert!(
+                write.images_apart(write, images),
+                "step {index} writes a number for two images: {write:?}"
+            );
             for view in step.stage.reads().into_iter().chain([write]) {
                 let len = match view.place {
                     Place::Images => images_len * images,
                     Place::Arena => arena_len,
+                    Place::Worker => worker_len,
                     Place::Logits => logits_len * images,
                 };
                 let inside = view.inside(view.held(images, at_once), len);
                 assert!(inside, "step {index}: not inside a memory of {len}: {view:?}");
-                assert!(
-                    view.advance == view.image_stride || view.advance == 0 && view.place == Place::Arena,
-                    "step {index}: parts of a batch are {} apart: {view:?}",
-                    view.advance
-                );
-                if view.place != Place::Arena {
+                if matches!(view.place, Place::Images | Place::Logits) {
                     let one = if view.place == Place::Images { images_len } else { logits_len };
                     assert!(view.image_stride == one, "step {index}: images are {one} apart: {view:?}");
                 }
@@ -155,14 +165,21 @@ impl Sequence {
                 }
             }
         }
+        parts.iter().filter(|part| part.images < images).for_each(|part| check_part(part, images));
         let scratch_len =
             steps.map(|(_, step)| step.stage.scratch_len()).max().unwrap_or(0).next_multiple_of(LINE);
-        Self { parts, images, arena_len, images_len, logits_len, scratch_len }
+        let worker_len = worker_len.next_multiple_of(LINE);
+        Self { parts, images, arena_len, images_len, logits_len, worker_len, scratch_len }
     }
 
-    /// Numbers of scratch memory that a team of `threads` needs.
+    /// Numbers of scratch memory that a team of `threads` needs, with that of [`Place::Worker`].
     pub fn scratch_len(&self, threads: usize) -> usize {
-        (self.scratch_len + LINE) * threads
+        self.len_of_worker() * threads + LINE
+    }
+
+    /// What a worker has for itself: maps, then what a job needs.
+    fn len_of_worker(&self) -> usize {
+        self.worker_len + self.scratch_len
     }
 
     /// Runs all steps for `n` images, `1 <= n <= images`: `images` and `logits` hold those of the `n` images, `arena` and
@@ -197,79 +214,186 @@ impl Sequence {
             images: images.as_ptr(),
             arena: arena.as_mut_ptr(),
             logits: logits.as_mut_ptr(),
+            worker: scratch[skip..].as_mut_ptr(),
             first: 0,
         };
-        let scratch = Scratch(scratch[skip..].as_mut_ptr());
-        team.run(&Run { sequence: self, n, memory, scratch, times });
+        team.run(&Run { sequence: self, n, workers: team.threads(), memory, times });
     }
 }
 
-/// Memory of which each worker has its own part.
-struct Scratch(*mut f32);
-// SAFETY: each worker uses its own part.
-unsafe impl Sync for Scratch {}
+/// Checks that workers may compute different images of a batch with the steps of a part at once.
+fn check_part(part: &Part, images: usize) {
+    let shared = |view: &&View| matches!(view.place, Place::Arena | Place::Logits);
+    let writes: Vec<&View> = part.steps.iter().map(|step| step.stage.write()).filter(shared).collect();
+    let reads = part.steps.iter().flat_map(|step| step.stage.reads()).filter(shared);
+    let touched: Vec<&View> = reads.chain(writes.iter().copied()).collect();
+    for write in writes {
+        for view in &touched {
+            assert!(
+                write.images_apart(view, images),
+                "a part writes what it reads or writes for other images: {write:?} {view:?}"
+            );
+        }
+    }
+}
 
 struct Run<'a> {
     sequence: &'a Sequence,
     n: usize,
+    workers: usize,
     memory: Memory,
-    scratch: Scratch,
     times: Option<std::sync::Mutex<(Instant, &'a mut [f64])>>,
 }
 
 /// What a turn of a run computes.
-struct Turn<'a> {
-    stage: &'a dyn Stage,
-    /// Which of all steps it is.
-    index: usize,
-    /// First image, and how many.
-    first: usize,
-    images: usize,
+enum Turn<'a> {
+    /// All steps of a part, each job for the next images.
+    Alone(&'a Part),
+    /// One step for some images.
+    Together { stage: &'a dyn Stage, first: usize, images: usize },
 }
 
 impl Run<'_> {
-    /// Each part's steps for its first images, then for the next ones.
-    fn turn(&self, mut turn: usize) -> Turn<'_> {
+    /// How often a part takes images that each worker computes alone, and that all compute together.
+    fn times(&self, part: &Part) -> [usize; 2] {
+        let times = self.n.div_ceil(part.images);
+        let alone = if times == 1 { 0 } else { times - times % self.workers };
+        [alone, times - alone]
+    }
+
+    fn turns(&self, part: &Part) -> usize {
+        let [alone, together] = self.times(part);
+        usize::from(alone > 0) + together * part.steps.len()
+    }
+
+    /// A turn, and which of all steps its first one is. Each part's steps for its first images, then for the next ones.
+    fn turn(&self, mut turn: usize) -> (Turn<'_>, usize) {
         let mut before = 0;
         for part in &self.sequence.parts {
-            let turns = part.steps.len() * self.n.div_ceil(part.images);
-            if turn < turns {
-                let (index, first) = (turn % part.steps.len(), turn / part.steps.len() * part.images);
-                let images = part.images.min(self.n - first);
-                return Turn { stage: &*part.steps[index].stage, index: before + index, first, images };
+            let [alone, _] = self.times(part);
+            match turn.checked_sub(usize::from(alone > 0)) {
+                None => return (Turn::Alone(part), before),
+                Some(together) if turn < self.turns(part) => {
+                    let (index, time) = (together % part.steps.len(), alone + together / part.steps.len());
+                    let (first, images) = self.images(part, time);
+                    let stage = &*part.steps[index].stage;
+                    return (Turn::Together { stage, first, images }, before + index);
+                }
+                Some(_) => turn -= self.turns(part),
             }
-            turn -= turns;
             before += part.steps.len();
         }
         unreachable!("a turn beyond the last one")
     }
+
+    /// The first of the images that a part takes, and how many.
+    fn images(&self, part: &Part, time: usize) -> (usize, usize) {
+        let first = time * part.images;
+        (first, part.images.min(self.n - first))
+    }
+
+    /// Adds a time to that of a step.
+    fn add_time(&self, step: usize, us: impl FnOnce(&mut Instant) -> f64) {
+        if let Some(times) = &self.times {
+            let mut times = times.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let us = us(&mut times.0);
+            times.1[step] += us;
+        }
+    }
+}
+
+/// Microseconds since then.
+fn lap(since: &mut Instant) -> f64 {
+    let now = Instant::now();
+    (now - std::mem::replace(since, now)).as_secs_f64() * 1e6
 }
 
 impl Work for Run<'_> {
     fn steps(&self) -> usize {
-        self.sequence.parts.iter().map(|part| part.steps.len() * self.n.div_ceil(part.images)).sum()
+        self.sequence.parts.iter().map(|part| self.turns(part)).sum()
     }
 
     fn jobs(&self, turn: usize) -> usize {
-        let Turn { stage, images, .. } = self.turn(turn);
-        stage.jobs(images)
+        match self.turn(turn).0 {
+            Turn::Alone(part) => self.times(part)[0],
+            Turn::Together { stage, images, .. } => stage.jobs(images),
+        }
     }
 
     fn run(&self, turn: usize, job: usize, worker: usize) {
-        let Turn { stage, first, images, .. } = self.turn(turn);
-        let memory = Memory { first, ..self.memory };
-        let scratch = self.scratch.0.wrapping_add(worker * self.sequence.scratch_len);
-        // SAFETY: the sequence was checked, the slices have the lengths it was checked for, the team runs every job once and a
-        // step after all jobs of the one before, and `worker` tells apart who runs at once.
-        unsafe { stage.run(job, images, &memory, scratch) }
+        let Sequence { worker_len, .. } = *self.sequence;
+        let own = self.memory.worker.wrapping_add(worker * self.sequence.len_of_worker());
+        let scratch = own.wrapping_add(worker_len);
+        match self.turn(turn) {
+            (Turn::Together { stage, first, images }, _) => {
+                let memory = Memory { first, ..self.memory };
+                // SAFETY: the sequence was checked, the slices have the lengths it was checked for, the team runs every job once
+                // and a turn after all jobs of the one before, and `worker` tells apart who runs at once.
+                unsafe { stage.run(job, images, &memory, scratch) }
+            }
+            (Turn::Alone(part), before) => {
+                let (first, images) = self.images(part, job);
+                let memory = Memory { first, worker: own, ..self.memory };
+                let mut since = Instant::now();
+                for (index, Step { stage }) in part.steps.iter().enumerate() {
+                    for job in 0..stage.jobs(images) {
+                        // SAFETY: as above; who computes other images meanwhile has a worker's memory of its own, and nothing
+                        // that this part writes elsewhere is read or written for other images.
+                        unsafe { stage.run(job, images, &memory, scratch) }
+                    }
+                    // All workers do the like meanwhile.
+                    self.add_time(before + index, |_| lap(&mut since) / self.workers as f64);
+                }
+            }
+        }
     }
 
     fn finished(&self, turn: usize) {
-        if let Some(times) = &self.times {
-            let mut times = times.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let now = Instant::now();
-            times.1[self.turn(turn).index] += (now - times.0).as_secs_f64() * 1e6;
-            times.0 = now;
+        match self.turn(turn) {
+            (Turn::Alone(_), before) => self.add_time(before, |since| {
+                lap(since);
+                0.0
+            }),
+            (Turn::Together { .. }, step) => self.add_time(step, lap),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a sequence of one part, whose steps copy one view to the other, is refused.
+    fn refused(steps: &[(View, View)], images: usize, lengths: Lengths) -> bool {
+        let steps = steps.iter().map(|(src, dst)| Step::relayout(src, dst)).collect();
+        let make = || Sequence::new(vec![Part { steps, images }], 4, lengths);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(make)).is_err()
+    }
+
+    #[test]
+    fn images_that_are_computed_at_once_share_nothing() {
+        let map = |start| View::blocked(start, &[16], [2, 2], [0, 0]);
+        let one = map(0).image_stride;
+        let image = View::dense(Place::Images, 16, [2, 2]);
+        let logits = View::dense(Place::Logits, 16, [2, 2]);
+        let lengths = Lengths { images: one, arena: 8 * one, worker: one, logits: one };
+        let own = |view: View| View { place: Place::Worker, ..view };
+        // Each in its own memory, or in that of its image.
+        assert!(!refused(&[(image.clone(), own(map(0))), (own(map(0)), logits.clone())], 1, lengths));
+        assert!(!refused(
+            &[(image.clone(), map(0)), (map(0), map(4 * one)), (map(4 * one), logits)],
+            1,
+            lengths
+        ));
+        // Two images do not fit a worker's memory.
+        assert!(refused(&[(image.clone(), own(map(0)))], 2, lengths));
+        // A map in the place of all images, or where the next image of another map is.
+        let fixed = View { image_stride: 0, ..map(0) };
+        assert!(refused(&[(image.clone(), fixed.clone())], 1, lengths));
+        assert!(refused(&[(image.clone(), fixed)], 4, lengths));
+        let far = Lengths { arena: 20 * one, ..lengths };
+        assert!(refused(&[(image.clone(), map(0)), (image.clone(), map(2 * one))], 1, far));
+        // The whole batch at once meets nobody.
+        assert!(!refused(&[(image.clone(), map(0)), (image, map(2 * one))], 4, far));
     }
 }

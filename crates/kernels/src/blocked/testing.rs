@@ -1,6 +1,6 @@
 //! What the tests of the steps share: numbers, dense maps in and out of views, runs on several teams.
 
-use super::{Part, Sequence, Step, Team, View};
+use super::{Lengths, Part, Sequence, Step, Team, View};
 
 /// Numbers in (-1, 1) from a fixed sequence.
 pub(crate) fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -57,7 +57,8 @@ pub(crate) fn check_zeros(view: &View, images: usize, memory: &[f32]) {
 pub(crate) fn run(make: impl Fn(usize) -> Vec<Step>, images: usize, arena: &[f32]) -> Vec<f32> {
     let mut results = [1, 2, 3, 7].map(|threads| {
         let team = Team::new(threads).unwrap();
-        let sequence = Sequence::new(vec![Part { steps: make(threads), images }], images, arena.len(), 0, 0);
+        let lengths = Lengths { arena: arena.len(), ..Lengths::default() };
+        let sequence = Sequence::new(vec![Part { steps: make(threads), images }], images, lengths);
         let mut scratch = vec![f32::NAN; sequence.scratch_len(threads)];
         let mut memory = arena.to_vec();
         sequence.run(images, &[], &mut memory, &mut [], &mut scratch, &team, None);

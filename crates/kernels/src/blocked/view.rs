@@ -7,12 +7,14 @@ use std::sync::Arc;
 pub const BLOCK: usize = 16;
 
 /// The memory that a map lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     /// The caller's images, which are never written.
     Images,
     /// The memory of a session.
     Arena,
+    /// The memory that each worker has for itself while it computes some images of a batch.
+    Worker,
     /// The caller's result.
     Logits,
 }
@@ -37,11 +39,6 @@ pub struct View {
     pub offset: usize,
     /// From one image to the next.
     pub image_stride: usize,
-    /// From the first image of a part of a batch to that of the next, for each image in between: [`image_stride`] for a map of the
-    /// whole batch, 0 for one that is computed and read again part by part, in the same memory.
-    ///
-    /// [`image_stride`]: Self::image_stride
-    pub advance: usize,
     /// From one block to the next.
     pub block_stride: usize,
     /// From one row to the next.
@@ -76,7 +73,6 @@ impl View {
             place: Place::Arena,
             offset: start + border[0] * row_stride + border[1] * BLOCK,
             image_stride: lanes.len() * block_stride,
-            advance: lanes.len() * block_stride,
             block_stride,
             row_stride,
             pixel_stride: BLOCK,
@@ -108,7 +104,6 @@ impl View {
             place: Place::Arena,
             offset: start + border[0] * row_stride + left / phases,
             image_stride,
-            advance: image_stride,
             block_stride,
             row_stride,
             pixel_stride: 1,
@@ -127,7 +122,6 @@ impl View {
             place,
             offset: 0,
             image_stride: channels * plane,
-            advance: channels * plane,
             block_stride: plane,
             row_stride: size[1],
             pixel_stride: 1,
@@ -144,14 +138,9 @@ impl View {
         Self { offset: self.offset + by, ..self }
     }
 
-    /// The same view of memory that holds a part of a batch at a time.
-    pub fn reused(self) -> Self {
-        Self { advance: 0, ..self }
-    }
-
     /// Images that its memory has room for, of a batch of `whole` that is computed `part` by `part`.
-    pub fn held(&self, whole: usize, part: usize) -> usize {
-        if self.advance == 0 { part } else { whole }
+    pub(crate) fn held(&self, whole: usize, part: usize) -> usize {
+        if self.place == Place::Worker { part } else { whole }
     }
 
     /// Channels in all.
@@ -235,6 +224,15 @@ impl View {
             first + len <= second && second + other <= stride + first
         };
         !(apart(a_start, a.len(), b_start, b.len()) || apart(b_start, b.len(), a_start, a.len()))
+    }
+
+    /// Whether no image of one of two views shares a number with another image of the other one, of so many each: those who
+    /// compute different images do not meet.
+    pub(crate) fn images_apart(&self, other: &Self, images: usize) -> bool {
+        let stride = self.image_stride;
+        let (a, b) = (self.extent(1), other.extent(1));
+        let within = a.end.max(b.end) - a.start.min(b.start) <= stride && stride == other.image_stride;
+        within || !self.overlaps(images, other, images)
     }
 
     /// Numbers of memory that `images` images need, for a view that owns its memory.

@@ -18,8 +18,9 @@ pub(super) fn steps(
 ) -> (Vec<Part>, Vec<StepInfo>) {
     let mut infos = Vec::new();
     let part = |part: &parts::Part| {
-        // Each is made for the images that it sees at once.
-        let options = Options { batch: part.images, ..options.clone() };
+        // Each is made for the images that it sees at once, and for the threads that share them.
+        let threads = parts::together(options.batch, part.images, options.threads);
+        let options = Options { batch: part.images, threads, ..options.clone() };
         let works = layout.work[part.steps.clone()].iter();
         let (steps, of): (Vec<_>, Vec<_>) =
             works.map(|work| step(work, program, units, layout, &options)).unzip();

@@ -25,9 +25,10 @@ pub(super) struct Layout {
     /// The work in parts, each for so many images at once.
     pub(super) parts: Vec<Part>,
     pub(super) arena_len: usize,
-    offsets: Vec<Option<usize>>,
-    /// Whether a map holds the images of a part only.
-    reused: Vec<bool>,
+    /// Of the memory that each worker has for itself.
+    pub(super) worker_len: usize,
+    /// Of the maps that own memory: the whole batch in the arena, or the images of a part in a worker's.
+    offsets: BTreeMap<usize, (Place, usize)>,
 }
 
 /// A map in memory.
@@ -136,14 +137,8 @@ impl Layout {
         }
         builder.output(program.output().id);
         let Builder { maps, work, .. } = builder;
-        let mut layout = Self {
-            offsets: vec![None; maps.len()],
-            reused: vec![false; maps.len()],
-            maps,
-            work,
-            parts: Vec::new(),
-            arena_len: 0,
-        };
+        let mut layout =
+            Self { maps, work, parts: Vec::new(), arena_len: 0, worker_len: 0, offsets: BTreeMap::new() };
         let loads = layout.loads(program, units);
         layout.place(&loads, options, cut)?;
         Ok(layout)
@@ -164,7 +159,7 @@ impl Layout {
         self.work.iter().map(load).collect()
     }
 
-    /// Decides which steps run for a few images at a time, and gives every map of its own an offset in the arena.
+    /// Decides which steps run for a few images at a time, and gives every map of its own an offset in memory.
     fn place(&mut self, loads: &[Load], options: &Options, cut: parts::Cut<'_>) -> Result<()> {
         let batch = options.batch;
         let own = |map: &usize| matches!(self.maps[*map].home, Home::Arena { .. });
@@ -177,15 +172,16 @@ impl Layout {
         // A part that takes the whole batch runs once: nothing has to wait for its end.
         let part_of = |index: usize| self.parts.iter().find(|p| p.images < batch && p.steps.contains(&index));
         // Until when a map is needed, and its parts: what is read in one, or was written before, stays until that is over.
-        let mut lifetimes: BTreeMap<usize, Lifetime> = BTreeMap::new();
+        let mut homes: BTreeMap<Place, Vec<(usize, Lifetime)>> = BTreeMap::new();
         for (map, used) in used.into_iter().filter(|(map, _)| own(map)) {
             let (born, dies) = (used.start, used.end - 1);
             let part = part_of(born).filter(|part| parts::inside(part, &used));
-            let (born, dies, images) = match part {
-                Some(part) => (born, dies, part.images),
+            let (place, born, dies, images) = match part {
+                Some(part) => (Place::Worker, born, dies, part.images),
                 None => {
                     let first = part_of(born).map_or(born, |part| part.steps.start);
-                    (first, part_of(dies).map_or(dies, |part| part.steps.end - 1), batch)
+                    let last = part_of(dies).map_or(dies, |part| part.steps.end - 1);
+                    (Place::Arena, first, last, batch)
                 }
             };
             let stride = self.form(map).image_stride;
@@ -195,15 +191,14 @@ impl Layout {
                     "{images} images of {stride} values and their borders are more than memory can address"
                 ),
             })?;
-            self.reused[map] = images < batch;
-            lifetimes.insert(map, Lifetime { born, dies, len });
+            homes.entry(place).or_default().push((map, Lifetime { born, dies, len }));
         }
-        let buffers: Vec<Lifetime> = lifetimes.values().copied().collect();
-        let (offsets, arena_len) = arena::place(&buffers);
-        for (map, offset) in lifetimes.keys().zip(offsets) {
-            self.offsets[*map] = Some(offset);
+        for (place, homes) in homes {
+            let buffers: Vec<Lifetime> = homes.iter().map(|(_, buffer)| *buffer).collect();
+            let (offsets, len) = arena::place(&buffers);
+            self.offsets.extend(homes.iter().zip(offsets).map(|((map, _), offset)| (*map, (place, offset))));
+            *(if place == Place::Worker { &mut self.worker_len } else { &mut self.arena_len }) = len;
         }
-        self.arena_len = arena_len;
         Ok(())
     }
 
@@ -238,8 +233,10 @@ impl Layout {
     /// Where a map lies.
     pub(super) fn view(&self, map: usize) -> View {
         let (root, first) = self.root(map);
-        let view = self.form(root).moved(self.offsets[root].unwrap_or(0));
-        let view = if self.reused[root] { view.reused() } else { view };
+        let view = match self.offsets.get(&root) {
+            Some(&(place, offset)) => View { place, ..self.form(root).moved(offset) },
+            None => self.form(root),
+        };
         if root == map {
             return view;
         }

@@ -43,14 +43,21 @@ const NEAR: f64 = 0.75e6;
 /// Cycles for a byte that is far, and for one that is in memory.
 const FROM_FAR: f64 = 1.0 / 24.0;
 const FROM_MEMORY: f64 = 1.0 / 8.0;
-/// Cycles to begin a step alone, and to wait for others at its end.
-const STEP: [f64; 2] = [300.0, 10_000.0];
+/// Cycles to begin a step, and for threads to wait for each other at its end.
+const STEP: f64 = 300.0;
+const WAIT: f64 = 10_000.0;
 /// Fewest pixels for each thread that are worth reading weights for, if there are as many.
 const PIXELS: usize = 512;
 /// Most repetitions of a part.
 const MOST: usize = 1 << 16;
 /// Most steps of a part.
 const LONGEST: usize = 64;
+
+/// Threads that compute the same images: all of them if there are no images for each.
+pub(super) fn together(batch: usize, images: usize, threads: usize) -> usize {
+    let times = batch.div_ceil(images);
+    if times > 1 && times >= threads { 1 } else { threads }
+}
 
 /// Cuts a sequence of steps into parts.
 pub(super) fn parts(loads: &[Load], sizes: &BTreeMap<usize, Size>, options: &Options) -> Vec<Part> {
@@ -70,7 +77,7 @@ pub(super) fn parts(loads: &[Load], sizes: &BTreeMap<usize, Size>, options: &Opt
         let mut found = (alone + rest(start + 1), whole(start..start + 1));
         for &images in &counts {
             for end in start + 1..=loads.len().min(start + LONGEST) {
-                let few = |pixels: usize| images * pixels < PIXELS * threads;
+                let few = |pixels: usize| images * pixels < PIXELS * together(batch, images, threads);
                 if loads[end - 1].pixels.is_some_and(few) {
                     break;
                 }
@@ -142,9 +149,14 @@ fn uses(loads: &[Load], sizes: &BTreeMap<usize, Size>) -> Vec<Vec<Use>> {
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn cost(loads: &[Load], uses: &[Vec<Use>], part: &Part, options: &Options) -> f64 {
     let (all, some) = (options.batch as f64, part.images as f64);
-    let times = (all / some).ceil();
+    let times = options.batch.div_ceil(part.images);
     let far = options.cache as f64;
     let near = (NEAR * options.threads as f64).min(far / 4.0);
+    // Each thread has images of its own; all share those that are left at the end.
+    let apart = together(options.batch, part.images, options.threads) == 1;
+    let at_once = some * if apart { options.threads as f64 } else { 1.0 };
+    let waits = if apart { times % options.threads } else { times };
+    let (times, waits) = (times as f64, waits as f64);
     let rate = |held: f64| match held {
         held if held <= near => 0.0,
         held if held <= far => FROM_FAR,
@@ -155,14 +167,14 @@ fn cost(loads: &[Load], uses: &[Vec<Use>], part: &Part, options: &Options) -> f6
         weights += loads[index].weights as f64;
         // What must stay until it is read again, and what passes by.
         let held = uses[index].iter().filter(|map| map.touched || inside(part, &map.used));
-        let held: f64 = held.map(|map| map.bytes * some).sum();
+        let held: f64 = held.map(|map| map.bytes * at_once).sum();
         largest = largest.max(held);
         for Use { bytes, used, .. } in uses[index].iter().filter(|map| map.touched) {
             // Between two parts lies the whole batch.
             let kept = if inside(part, used) { held } else { held.max(bytes * all) };
             cost += bytes * all * rate(kept);
         }
-        cost += times * STEP[usize::from(options.threads > 1)];
+        cost += times * STEP + waits * WAIT;
     }
     cost + weights * (times - 1.0) * rate(weights + largest)
 }

@@ -196,8 +196,7 @@ impl InputGradient {
             let inside = view.inside(images, found);
             assert!(inside, "input gradient: {name} of {images} images in {found} numbers: {view:?}");
         }
-        let memory =
-            Memory { images: grad.as_ptr(), arena: src.as_mut_ptr(), logits: std::ptr::null_mut(), first: 0 };
+        let memory = Memory { images: grad.as_ptr(), arena: src.as_mut_ptr(), ..Memory::default() };
         let threads = par.threads(self.macs * images as u64);
         for Phase { pixels, conv } in &self.phases {
             match conv {
