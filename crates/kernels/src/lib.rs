@@ -44,7 +44,7 @@ pub use conv::{
     ConvShape, Epilogue, PackedConv, conv2d, conv2d_backward_bias, conv2d_backward_src,
     conv2d_backward_weight,
 };
-pub use elementwise::{add, relu, relu_backward};
+pub use elementwise::{accumulate, add, relu, relu_backward, relu_backward_in_place};
 pub use gemm::{MatRef, gemm};
 pub use linear::PackedLinear;
 pub use lrn::{LrnShape, lrn_across, lrn_across_backward, lrn_within, lrn_within_backward};

@@ -26,8 +26,6 @@ pub(crate) struct Executor {
     owners: Vec<Option<usize>>,
     team: Arc<Team>,
     arena_len: usize,
-    /// Of the maps that each worker has for itself, a part of its scratch memory.
-    worker_len: usize,
     scratch_len: usize,
 }
 
@@ -58,11 +56,11 @@ impl Executor {
             worker: layout.worker_len,
             logits: program.output().shape.elements(),
         };
-        let Lengths { arena: arena_len, worker: worker_len, .. } = lengths;
+        let Lengths { arena: arena_len, .. } = lengths;
         let sequence = Sequence::new(parts, options.batch, lengths);
         let scratch_len = sequence.scratch_len(team.threads());
         check_memory(arena_len.saturating_add(scratch_len))?;
-        Ok(Self { sequence, infos, owners, team, arena_len, worker_len, scratch_len })
+        Ok(Self { sequence, infos, owners, team, arena_len, scratch_len })
     }
 }
 
@@ -72,7 +70,8 @@ impl Executable for Executor {
     }
 
     fn memory(&self) -> Memory {
-        let maps = self.worker_len * self.team.threads();
+        // The maps that each worker has for itself are a part of the scratch memory.
+        let maps = self.sequence.worker_maps_len(self.team.threads());
         Memory {
             weight_bytes: self.infos.iter().map(|step| step.weight_bytes).sum(),
             arena_bytes: (self.arena_len + maps + LINE) * size_of::<f32>(),

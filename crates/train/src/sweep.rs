@@ -4,10 +4,9 @@ use crate::ops::loss::CrossEntropy;
 use crate::ops::{self, Arg, Layer, Saved, tape};
 use crate::{Error, Result};
 use cofilter_graph::{Node, NodeId, Op, Params};
-use cofilter_kernels::Par;
-use cofilter_kernels::blocked::{Moments, Place, Step, View};
+use cofilter_kernels::blocked::{Moments, PackedMemory, Place, Step, View};
+use cofilter_kernels::{Par, accumulate, relu_backward_in_place};
 use conv::Through;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
@@ -42,6 +41,11 @@ impl Pool {
         let numbers = self.take(len + LINE);
         let skip = numbers.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         Numbers { numbers, range: skip..skip + len }
+    }
+
+    /// Scratch memory of `len` numbers for each of some threads, for a kernel.
+    fn scratch(&mut self, len: usize, threads: usize) -> Vec<f32> {
+        self.take(if len == 0 { 0 } else { len * threads + Step::SCRATCH_MORE })
     }
 
     fn back(&mut self, numbers: Numbers) {
@@ -139,6 +143,7 @@ impl Trace {
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     pool: Pool,
+    packed: PackedMemory,
     layout: Option<Layout>,
     /// What the last backward pass left at each node.
     used: Vec<Saved>,
@@ -295,7 +300,7 @@ impl Sweep {
                     let wanted: Vec<bool> = wanted_inputs.chain(wanted.get(id).iter().copied()).collect();
                     if matches!(node.op(), Op::Add) {
                         if let (true, Some(value)) = (layout.rectified(id), &values[id.index()]) {
-                            rectify(value.data(), &mut grad, Par::Rayon);
+                            relu_backward_in_place(value.data(), &mut grad, Par::Rayon);
                         }
                         self.pass_on(node, grad, &needs, &mut flowing);
                     } else {
@@ -351,8 +356,7 @@ impl Sweep {
         match sum {
             None => *sum = Some(grad),
             Some(sum) => {
-                let parts = sum.par_chunks_mut(PART).zip(grad.par_chunks(PART));
-                parts.for_each(|(sum, grad)| sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g));
+                accumulate(&grad, sum, Par::Rayon);
                 self.pool.back(grad);
             }
         }
@@ -412,20 +416,6 @@ fn no_map(node: &Node) -> Error {
 /// The map of a node without gaps.
 fn dense(node: &Node, place: Place) -> View {
     View::dense(place, node.shape().channels(), node.shape().spatial())
-}
-
-/// `grad = 0` where `value <= 0`, the result of a ReLU.
-fn rectify(value: &[f32], grad: &mut [f32], par: Par) {
-    let mask = |grad: &mut [f32], value: &[f32]| {
-        grad.iter_mut().zip(value).for_each(|(g, v)| *g = if *v <= 0.0 { 0.0 } else { *g });
-    };
-    match par {
-        Par::Serial => mask(grad, value),
-        Par::Rayon => {
-            let parts = grad.par_chunks_mut(PART).zip(value.par_chunks(PART));
-            parts.for_each(|(grad, value)| mask(grad, value));
-        }
-    }
 }
 
 /// For each node that a target needs, the last node that reads it (a target: the last node of all).

@@ -10,6 +10,7 @@ mod tests;
 mod weight_gradient;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::lanes::{Kernel, Lanes};
 use super::memory::Memory;
@@ -18,8 +19,9 @@ use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
 use crate::tier::{self, Tier};
 pub use input_gradient::InputGradient;
-pub(super) use pack::at_once;
-use pack::{Filters, Pass, Product, Source};
+pub use pack::PackedMemory;
+use pack::{Filters, Pass, Product};
+pub(super) use pack::{Line, Source, at_once};
 use schedule::{Job, Schedule};
 pub use weight_gradient::WeightGradient;
 
@@ -66,12 +68,32 @@ impl Step {
         images: usize,
         threads: usize,
     ) -> Self {
-        Self::from_stage(Conv::new(tier::active(), window, weights, src, add, dst, images, threads))
+        let memory = &mut PackedMemory::default();
+        Self::conv_in(window, weights, src, add, dst, images, threads, memory)
+    }
+
+    /// The same with filters packed in memory that held others before, see [`into_memory`](Self::into_memory).
+    ///
+    /// # Panics
+    /// As [`conv`](Self::conv).
+    #[expect(clippy::too_many_arguments, reason = "those of `Step::conv` and the memory")]
+    pub fn conv_in(
+        window: Window,
+        weights: Weights<'_>,
+        src: &View,
+        add: Option<&View>,
+        dst: &View,
+        images: usize,
+        threads: usize,
+        memory: &mut PackedMemory,
+    ) -> Self {
+        let lines = memory.take();
+        Self::from_stage(Conv::new(tier::active(), window, weights, src, add, dst, images, threads, lines))
     }
 }
 
 /// A convolution ready to run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Conv {
     tier: &'static Tier,
     window: Window,
@@ -79,7 +101,7 @@ struct Conv {
     dst: View,
     add: Option<View>,
     relu: bool,
-    filters: Filters,
+    filters: Arc<Filters>,
     schedule: Schedule,
 }
 
@@ -94,10 +116,11 @@ impl Conv {
         dst: &View,
         images: usize,
         threads: usize,
+        lines: Vec<Line>,
     ) -> Self {
         check(&window, &weights, src, add, dst);
         let (src, dst, add) = flatten(&window, src, dst, add);
-        Self::whole(tier, window, weights, src, add, dst).scheduled(images, threads)
+        Self::whole(tier, window, weights, src, add, dst, lines).scheduled(images, threads)
     }
 
     fn scheduled(self, images: usize, threads: usize) -> Self {
@@ -113,22 +136,16 @@ impl Conv {
         src: View,
         add: Option<View>,
         dst: View,
+        lines: Vec<Line>,
     ) -> Self {
         check_product(&window, &weights, &src, add.as_ref(), &dst);
-        let all = window.kernel[0] * window.kernel[1];
-        let (group_in, group_out) = (src.channels() / window.groups, dst.channels() / window.groups);
-        let taps: Vec<usize> = (0..all).collect();
-        let source = Source {
-            weight: weights.weight,
-            bias: weights.bias,
-            strides: [group_in * all, all],
-            group: group_out * group_in * all,
-            taps: &taps,
-        };
-        Self::of(tier, window, &source, weights.relu, src, add, dst)
+        let taps: Vec<usize> = (0..window.kernel[0] * window.kernel[1]).collect();
+        let source = Source::of(&weights, &window, &src, &dst, &taps);
+        Self::of(tier, window, &source, weights.relu, src, add, dst, lines)
     }
 
     /// A convolution with filters from wherever they lie, not cut into jobs.
+    #[expect(clippy::too_many_arguments, reason = "what a convolution is made of")]
     fn of(
         tier: &'static Tier,
         window: Window,
@@ -137,10 +154,11 @@ impl Conv {
         src: View,
         add: Option<View>,
         dst: View,
+        lines: Vec<Line>,
     ) -> Self {
-        let filters = Filters::new(tier, &window, source, &src, &dst);
+        let filters = Filters::new(tier, &window, source, &src, &dst, lines);
         let schedule = Schedule::whole(&filters, &dst);
-        Self { tier, window, src, dst, add, relu, filters, schedule }
+        Self { tier, window, src, dst, add, relu, filters: Arc::new(filters), schedule }
     }
 }
 
@@ -155,6 +173,14 @@ impl Stage for Conv {
 
     fn weight_bytes(&self) -> usize {
         self.filters.bytes()
+    }
+
+    fn alone(&self, images: usize) -> Option<Box<dyn Stage>> {
+        Some(Box::new(self.clone().scheduled(images, 1)))
+    }
+
+    fn into_lines(self: Box<Self>) -> Vec<Line> {
+        Arc::try_unwrap(self.filters).map(Filters::into_lines).unwrap_or_default()
     }
 
     fn jobs(&self, images: usize) -> usize {
@@ -376,7 +402,7 @@ fn check_product(window: &Window, weights: &Weights<'_>, src: &View, add: Option
 }
 
 /// Panics unless a window fits the maps.
-fn check_extents(window: &Window, src: &View, dst: &View) {
+pub(super) fn check_extents(window: &Window, src: &View, dst: &View) {
     let (inputs, outputs) = (src.channels(), dst.channels());
     let Window { kernel, stride, padding, dilation, groups } = *window;
     assert!(

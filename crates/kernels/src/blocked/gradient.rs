@@ -1,16 +1,20 @@
-//! Training on blocked maps: batch normalisation and the gradients of pooling.
+//! Training on blocked maps: batch normalisation and the gradients of pooling and of local response normalisation.
 //!
 //! Every function takes maps that own their memory, which begins with the border of the first image. Sums are taken block by
 //! block of an image, in double precision over single ones of at most [`RUN`] pixels, and added image by image: the result has
 //! the same bits for any number of threads.
+#![expect(unsafe_code, reason = "loops of vectors")]
 
+mod lrn;
 mod pooling;
 
+use super::lanes::{self, Kernel};
 use super::{BLOCK, View};
 use crate::Par;
 use crate::pieces::for_each_piece;
-use crate::tier::{Vectorised, vectorised};
-pub use pooling::Pooling;
+use crate::tier::{self, Vectorised, vectorised};
+pub use lrn::LocalNorm;
+pub use pooling::{Pooling, adaptive_avg_pool_backward};
 use rayon::prelude::*;
 
 /// The numbers of a pixel.
@@ -49,6 +53,11 @@ impl<'a> Maps<'a> {
         &numbers[k * self.view.block_stride..][..self.view.block_stride]
     }
 
+    #[inline(always)]
+    fn block_mut<'b>(&self, numbers: &'b mut [f32], k: usize) -> &'b mut [f32] {
+        &mut numbers[k * self.view.block_stride..][..self.view.block_stride]
+    }
+
     /// The pixels of a row of a block.
     #[inline(always)]
     fn row<'b>(&self, block: &'b [f32], y: usize) -> &'b [Lanes] {
@@ -62,21 +71,36 @@ impl<'a> Maps<'a> {
 
     /// Fills every block of every image of a result, whose border is zeroed before.
     fn fill(&self, par: Par, result: &mut [f32], cost: usize, op: &impl Fill) {
-        let View { block_stride, border, row_stride, size, .. } = self.view;
-        for_each_piece(par, result, *block_stride, cost * block_stride, |k, block| {
-            let ([above, beside], [height, width]) = (*border, *size);
-            if *border != [0, 0] {
-                block[..above * row_stride].fill(0.0);
-                block[(above + height) * row_stride..].fill(0.0);
-                for row in
-                    block[above * row_stride..(above + height) * row_stride].chunks_exact_mut(*row_stride)
-                {
-                    row[..beside * BLOCK].fill(0.0);
-                    row[(beside + width) * BLOCK..].fill(0.0);
-                }
-            }
+        let block_stride = self.view.block_stride;
+        for_each_piece(par, result, block_stride, cost * block_stride, |k, block| {
+            self.clear_border(block);
             vectorised(FillOne { op, k, block });
         });
+    }
+
+    /// The same where a block is filled with vectors of a tier.
+    fn fill_lanes(&self, par: Par, result: &mut [f32], cost: usize, op: &impl FillLanes) {
+        let block_stride = self.view.block_stride;
+        for_each_piece(par, result, block_stride, cost * block_stride, |k, block| {
+            self.clear_border(block);
+            // SAFETY: the op demands nothing.
+            unsafe { tier::active().launch(FillLanesOne { op, k, block }) };
+        });
+    }
+
+    /// Zeroes the border of a block.
+    fn clear_border(&self, block: &mut [f32]) {
+        let View { border, row_stride, size, .. } = self.view;
+        let ([above, beside], [height, width]) = (*border, *size);
+        if *border == [0, 0] {
+            return;
+        }
+        block[..above * row_stride].fill(0.0);
+        block[(above + height) * row_stride..].fill(0.0);
+        for row in block[above * row_stride..(above + height) * row_stride].chunks_exact_mut(*row_stride) {
+            row[..beside * BLOCK].fill(0.0);
+            row[(beside + width) * BLOCK..].fill(0.0);
+        }
     }
 
     /// The sums of every block of every image.
@@ -112,6 +136,31 @@ impl<'a> Maps<'a> {
 trait Fill: Sync {
     /// Fills block `k`; `#[inline(always)]`.
     fn fill(&self, k: usize, block: &mut [f32]);
+}
+
+/// The same with vectors of a tier.
+trait FillLanes: Sync {
+    /// Fills block `k`; `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The machine has `L` and the caller is compiled for it.
+    unsafe fn fill<L: lanes::Lanes>(&self, k: usize, block: &mut [f32]);
+}
+
+struct FillLanesOne<'a, F> {
+    op: &'a F,
+    k: usize,
+    block: &'a mut [f32],
+}
+
+impl<F: FillLanes> Kernel for FillLanesOne<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: lanes::Lanes>(self) {
+        // SAFETY: handed on from the caller.
+        unsafe { self.op.fill::<L>(self.k, self.block) };
+    }
 }
 
 struct FillOne<'a, F> {
@@ -386,15 +435,17 @@ struct Forward<'a> {
 impl Fill for Forward<'_> {
     #[inline(always)]
     fn fill(&self, k: usize, block: &mut [f32]) {
-        let [mean, scale, beta] = &self.lanes[k % self.lanes.len()];
+        let [mean, scale, beta] = self.lanes[k % self.lanes.len()];
         let src = self.from.block(self.src, k);
         let least = if self.relu { 0.0 } else { f32::NEG_INFINITY };
         for y in 0..self.from.view.size[0] {
             for (dst, src) in self.to.row_mut(block, y).iter_mut().zip(self.from.row(src, y)) {
+                let mut number = *src;
                 for lane in 0..BLOCK {
-                    let value = (src[lane] - mean[lane]) * scale[lane] + beta[lane];
-                    dst[lane] = if value <= least { least } else { value };
+                    let value = (number[lane] - mean[lane]) * scale[lane] + beta[lane];
+                    number[lane] = if value <= least { least } else { value };
                 }
+                *dst = number;
             }
         }
     }
@@ -459,18 +510,20 @@ impl Fill for Backward<'_> {
     fn fill(&self, k: usize, block: &mut [f32]) {
         let GradientSums { from, to, lanes, src, grad, .. } = &self.sums;
         let index = k % lanes.len();
-        let ([mean, scale, beta], shift, slope) = (&lanes[index], &self.shift[index], &self.slope[index]);
+        let ([mean, scale, beta], shift, slope) = (lanes[index], self.shift[index], self.slope[index]);
         let (src, grad) = (from.block(src, k), to.block(grad, k));
         let least = self.sums.least();
         for y in 0..from.view.size[0] {
             let rows = from.row_mut(block, y).iter_mut().zip(from.row(src, y)).zip(to.row(grad, y));
             for ((result, src), grad) in rows {
+                let (src, mut number) = (*src, *grad);
                 for lane in 0..BLOCK {
                     let distance = src[lane] - mean[lane];
                     let value = distance * scale[lane] + beta[lane];
-                    let g = if value <= least { 0.0 } else { grad[lane] };
-                    result[lane] = scale[lane] * (g - shift[lane] - distance * slope[lane]);
+                    let g = if value <= least { 0.0 } else { number[lane] };
+                    number[lane] = scale[lane] * (g - shift[lane] - distance * slope[lane]);
                 }
+                *result = number;
             }
         }
     }

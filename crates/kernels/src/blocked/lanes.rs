@@ -75,6 +75,8 @@ pub(crate) trait Lanes: 'static {
     unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `max(a, 0)`; NaN stays NaN.
     unsafe fn relu(a: Self::Vector) -> Self::Vector;
+    /// `x` where `a` equals `b`, elsewhere (where either is NaN too) `y`.
+    unsafe fn pick(a: Self::Vector, b: Self::Vector, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     /// Sum of all lanes, always in the same order on one tier.
     unsafe fn sum(a: Self::Vector) -> f32;
     /// A vector whose lane `i < 16` is the sum of all lanes of `rows[i]`; rows from `count` on are not looked at, and their

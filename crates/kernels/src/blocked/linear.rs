@@ -248,6 +248,10 @@ impl<W: Weight> Stage for Linear<W> {
         self.images * self.width()
     }
 
+    fn most_images(&self) -> usize {
+        self.images
+    }
+
     fn weight_bytes(&self) -> usize {
         size_of_val(self.weights.as_slice()) + size_of_val(&*self.bias)
     }

@@ -61,16 +61,17 @@ impl Step {
     /// As [`max_pool`](Self::max_pool).
     pub fn adaptive_avg_pool(src: &View, dst: &View) -> Self {
         check(src, dst);
-        let windows = |d: usize| -> Vec<Range<usize>> {
-            let (len, n) = (src.size[d], dst.size[d]);
-            (0..n).map(|i| i * len / n..((i + 1) * len).div_ceil(n)).collect()
-        };
-        let (rows, columns) = (windows(0), windows(1));
+        let [rows, columns] = [0, 1].map(|d| adaptive_windows(src.size[d], dst.size[d]));
         let counts =
             |windows: &[Range<usize>]| windows.iter().map(ExactSizeIterator::len).collect::<Vec<usize>>();
         let divisor = Some([counts(&rows), counts(&columns)]);
         Self::from_stage(Rowwise::new(Pool { src: src.clone(), dst: dst.clone(), rows, columns, divisor }))
     }
+}
+
+/// `n` windows that tile `len` pixels.
+pub(super) fn adaptive_windows(len: usize, n: usize) -> Vec<Range<usize>> {
+    (0..n).map(|i| i * len / n..((i + 1) * len).div_ceil(n)).collect()
 }
 
 fn check(src: &View, dst: &View) {

@@ -82,6 +82,35 @@ impl Relayout {
         unsafe { *memory.at(&self.src, image, block, y as isize, x as isize).add(lane) }
     }
 
+    /// A block of a vector, from a map.
+    ///
+    /// # Safety
+    /// As [`Stage::run`].
+    unsafe fn vector(&self, memory: &Memory, image: usize, block: usize) {
+        let [height, width] = self.src.size;
+        let lanes = usize::from(self.dst.lanes[block]);
+        let first = self.firsts[block];
+        let (mut channel, mut y, mut x) = (first / (height * width), first / width % height, first % width);
+        let dst = memory.at_mut(&self.dst, image, block, 0, 0);
+        // SAFETY: handed on from the caller.
+        unsafe {
+            for lane in 0..lanes {
+                let (from, of) = self.channels[channel];
+                *dst.add(lane) = *memory.at(&self.src, image, from, y as isize, x as isize).add(of);
+                x += 1;
+                if x == width {
+                    (x, y) = (0, y + 1);
+                }
+                if y == height {
+                    (y, channel) = (0, channel + 1);
+                }
+            }
+            if self.dst.pixel_stride == BLOCK {
+                std::ptr::write_bytes(dst.add(lanes), 0, BLOCK - lanes);
+            }
+        }
+    }
+
     /// A row of one channel.
     ///
     /// # Safety
@@ -162,6 +191,10 @@ impl Stage for Relayout {
             unsafe {
                 if !blocked && bordered {
                     self.clear_planes(memory, image, block, -above, height as isize + above);
+                }
+                if self.src.size != self.dst.size && self.src.phases == 1 && self.before == 0 {
+                    self.vector(memory, image, block);
+                    continue;
                 }
                 for y in 0..height {
                     let dst = memory.at_mut(&self.dst, image, block, y as isize, 0);

@@ -3,10 +3,11 @@
 
 use std::time::Instant;
 
+use super::conv::{Line, PackedMemory};
 use super::memory::Memory;
 use super::team::Work;
 use super::{Place, Team, View};
-use crate::par::{LINE, Par, for_each_job};
+use crate::par::{LINE, Par, aligned, for_each_job};
 
 /// One kind of computation, cut into jobs.
 pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
@@ -25,6 +26,18 @@ pub(crate) trait Stage: Send + Sync + std::fmt::Debug {
     /// Bytes of weights that it holds, as they are packed.
     fn weight_bytes(&self) -> usize {
         0
+    }
+    /// Most images that it may be run for.
+    fn most_images(&self) -> usize {
+        usize::MAX
+    }
+    /// The same, cut into jobs for one thread that computes so many images, if it was cut for several ones; it shares the weights.
+    fn alone(&self, _images: usize) -> Option<Box<dyn Stage>> {
+        None
+    }
+    /// The memory of its packed filters.
+    fn into_lines(self: Box<Self>) -> Vec<Line> {
+        Vec::new()
     }
     /// Jobs for this many images.
     fn jobs(&self, images: usize) -> usize;
@@ -47,9 +60,17 @@ impl Step {
         Self { stage: Box::new(stage) }
     }
 
+    /// Numbers of scratch memory beyond those of the threads: it begins at a cache line.
+    pub const SCRATCH_MORE: usize = LINE;
+
     /// Bytes of weights and biases that it holds, as they are packed.
     pub fn weight_bytes(&self) -> usize {
         self.stage.weight_bytes()
+    }
+
+    /// Gives back the memory of its packed filters.
+    pub fn into_memory(self, memory: &mut PackedMemory) {
+        memory.give(self.stage.into_lines());
     }
 
     /// Jobs that may run at once for this many images.
@@ -57,11 +78,26 @@ impl Step {
         self.stage.jobs(images)
     }
 
-    /// Runs this step alone: it reads `src`, in which its views of [`Place::Images`] lie, and writes `dst`, its arena.
+    /// Numbers of scratch memory that [`run_in`](Self::run_in) needs for each thread, beside
+    /// [`SCRATCH_MORE`](Self::SCRATCH_MORE) in all.
+    pub fn scratch_len(&self) -> usize {
+        self.stage.scratch_len().next_multiple_of(LINE)
+    }
+
+    /// Runs this step alone, one that needs no scratch memory, see [`run_in`](Self::run_in).
     ///
     /// # Panics
-    /// If it reads or writes anything else, or needs scratch memory, or a view does not stay inside.
+    /// If it needs some, and as that.
     pub fn run(&self, images: usize, src: &[f32], dst: &mut [f32], par: Par) {
+        self.run_in(images, src, dst, &mut [], par);
+    }
+
+    /// Runs this step alone: it reads `src`, in which its views of [`Place::Images`] lie, and writes `dst`, its arena. As many
+    /// threads take part as `scratch` is long enough for.
+    ///
+    /// # Panics
+    /// If it reads or writes anything else, or `scratch` is not enough for one thread, or a view does not stay inside.
+    pub fn run_in(&self, images: usize, src: &[f32], dst: &mut [f32], scratch: &mut [f32], par: Par) {
         let write = self.stage.write();
         for view in self.stage.reads() {
             let inside = view.place == Place::Images && view.inside(images, src.len());
@@ -69,13 +105,39 @@ impl Step {
         }
         let inside = write.place == Place::Arena && write.inside(images, dst.len());
         assert!(inside, "{images} images of {} numbers: {write:?}", dst.len());
-        assert!(self.stage.scratch_len() == 0, "a step that needs scratch memory runs in a sequence");
-        let memory = Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), ..Memory::default() };
+        assert!(
+            images <= self.stage.most_images(),
+            "{images} images of at most {}",
+            self.stage.most_images()
+        );
         // Reading and writing a number costs about as much as some multiplications.
         let threads = par.threads(16 * write.extent(images).len() as u64);
-        for_each_job(threads, self.stage.jobs(images), &mut [], 0, |job, _| {
-            // SAFETY: the views are inside the slices, which are different ones, and every job runs once.
-            unsafe { self.stage.run(job, images, &memory, std::ptr::null_mut()) };
+        let memory = Memory { images: src.as_ptr(), arena: dst.as_mut_ptr(), ..Memory::default() };
+        // SAFETY: the views are inside the slices, which are different ones.
+        unsafe { self.run_jobs(images, &memory, scratch, threads) };
+    }
+
+    /// Runs all jobs on up to so many threads.
+    ///
+    /// # Safety
+    /// The views are inside the memory, and nothing else touches what is read or written.
+    pub(crate) unsafe fn run_jobs(
+        &self,
+        images: usize,
+        memory: &Memory,
+        scratch: &mut [f32],
+        threads: usize,
+    ) {
+        let len = self.scratch_len();
+        let scratch = if len == 0 { &mut [] } else { aligned(scratch) };
+        assert!(
+            scratch.len() >= len,
+            "a step needs {len} numbers of scratch memory, found {}",
+            scratch.len()
+        );
+        for_each_job(threads, self.stage.jobs(images), scratch, len, |job, scratch| {
+            // SAFETY: promised by the caller; every job runs once, and the scratch memory is its own.
+            unsafe { self.stage.run(job, images, memory, scratch.as_mut_ptr()) };
         });
     }
 }
@@ -97,6 +159,8 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Sequence {
     parts: Vec<Part>,
+    /// For each part its steps as one thread runs them, where that is another way.
+    alone: Vec<Vec<Option<Box<dyn Stage>>>>,
     /// Images that the memory has room for.
     images: usize,
     arena_len: usize,
@@ -136,6 +200,8 @@ impl Sequence {
             parts.iter().flat_map(|part| part.steps.iter().map(|step| (part.images.min(images), step)));
         for (index, (at_once, step)) in steps.clone().enumerate() {
             let write = step.stage.write();
+            let most = step.stage.most_images();
+            assert!(at_once <= most, "step {index} takes {most} images at most, not {at_once}");
             assert!(write.place != Place::Images, "step {index} writes the images");
             assert!(
                 write.images_apart(write, images),
@@ -166,20 +232,38 @@ impl Sequence {
             }
         }
         parts.iter().filter(|part| part.images < images).for_each(|part| check_part(part, images));
-        let scratch_len =
-            steps.map(|(_, step)| step.stage.scratch_len()).max().unwrap_or(0).next_multiple_of(LINE);
+        let alone = parts.iter().map(|part| {
+            let several = part.images < images;
+            let stages = part.steps.iter().map(|step| step.stage.alone(part.images).filter(|_| several));
+            stages.collect::<Vec<_>>()
+        });
+        let alone: Vec<Vec<Option<Box<dyn Stage>>>> = alone.collect();
+        let together = steps.map(|(_, step)| step.stage.scratch_len());
+        let others = alone.iter().flatten().flatten().map(|stage| stage.scratch_len());
+        let scratch_len = together.chain(others).max().unwrap_or(0).next_multiple_of(LINE);
+        assert!(worker_len <= isize::MAX as usize / 64, "maps of a worker: {worker_len} numbers");
         let worker_len = worker_len.next_multiple_of(LINE);
-        Self { parts, images, arena_len, images_len, logits_len, worker_len, scratch_len }
+        Self { parts, alone, images, arena_len, images_len, logits_len, worker_len, scratch_len }
     }
 
     /// Numbers of scratch memory that a team of `threads` needs, with that of [`Place::Worker`].
+    ///
+    /// # Panics
+    /// If those are more than memory can address.
     pub fn scratch_len(&self, threads: usize) -> usize {
-        self.len_of_worker() * threads + LINE
+        let len = self.scratch_len.checked_mul(threads).and_then(|len| len.checked_add(LINE));
+        let len = len.and_then(|len| len.checked_add(self.worker_maps_len(threads)));
+        len.filter(|len| *len <= isize::MAX as usize / 4).expect("scratch memory can be addressed")
     }
 
-    /// What a worker has for itself: maps, then what a job needs.
-    fn len_of_worker(&self) -> usize {
-        self.worker_len + self.scratch_len
+    /// Numbers of [`Place::Worker`] for a team of `threads`: one for all where there are never images for each.
+    ///
+    /// # Panics
+    /// If those are more than memory can address.
+    pub fn worker_maps_len(&self, threads: usize) -> usize {
+        let apart = |part: &Part| times(part, self.images, threads)[0] > 0;
+        let copies = if self.parts.iter().any(apart) { threads } else { 1 };
+        self.worker_len.checked_mul(copies).expect("maps of workers can be addressed")
     }
 
     /// Runs all steps for `n` images, `1 <= n <= images`: `images` and `logits` hold those of the `n` images, `arena` and
@@ -221,6 +305,16 @@ impl Sequence {
     }
 }
 
+/// How often a part takes images that each of some workers computes alone, and that all compute together, of `n` images.
+fn times(part: &Part, n: usize, workers: usize) -> [usize; 2] {
+    if part.steps.is_empty() {
+        return [0, 0];
+    }
+    let times = n.div_ceil(part.images);
+    let alone = if times == 1 { 0 } else { times - times % workers };
+    [alone, times - alone]
+}
+
 /// Checks that workers may compute different images of a batch with the steps of a part at once.
 fn check_part(part: &Part, images: usize) {
     let shared = |view: &&View| matches!(view.place, Place::Arena | Place::Logits);
@@ -248,17 +342,15 @@ struct Run<'a> {
 /// What a turn of a run computes.
 enum Turn<'a> {
     /// All steps of a part, each job for the next images.
-    Alone(&'a Part),
+    Alone { part: &'a Part, index: usize },
     /// One step for some images.
     Together { stage: &'a dyn Stage, first: usize, images: usize },
 }
 
 impl Run<'_> {
-    /// How often a part takes images that each worker computes alone, and that all compute together.
+    /// See [`times`].
     fn times(&self, part: &Part) -> [usize; 2] {
-        let times = self.n.div_ceil(part.images);
-        let alone = if times == 1 { 0 } else { times - times % self.workers };
-        [alone, times - alone]
+        times(part, self.n, self.workers)
     }
 
     fn turns(&self, part: &Part) -> usize {
@@ -269,15 +361,15 @@ impl Run<'_> {
     /// A turn, and which of all steps its first one is. Each part's steps for its first images, then for the next ones.
     fn turn(&self, mut turn: usize) -> (Turn<'_>, usize) {
         let mut before = 0;
-        for part in &self.sequence.parts {
+        for (index, part) in self.sequence.parts.iter().enumerate() {
             let [alone, _] = self.times(part);
             match turn.checked_sub(usize::from(alone > 0)) {
-                None => return (Turn::Alone(part), before),
+                None => return (Turn::Alone { part, index }, before),
                 Some(together) if turn < self.turns(part) => {
-                    let (index, time) = (together % part.steps.len(), alone + together / part.steps.len());
+                    let (step, time) = (together % part.steps.len(), alone + together / part.steps.len());
                     let (first, images) = self.images(part, time);
-                    let stage = &*part.steps[index].stage;
-                    return (Turn::Together { stage, first, images }, before + index);
+                    let stage = &*part.steps[step].stage;
+                    return (Turn::Together { stage, first, images }, before + step);
                 }
                 Some(_) => turn -= self.turns(part),
             }
@@ -315,15 +407,16 @@ impl Work for Run<'_> {
 
     fn jobs(&self, turn: usize) -> usize {
         match self.turn(turn).0 {
-            Turn::Alone(part) => self.times(part)[0],
+            Turn::Alone { part, .. } => self.times(part)[0],
             Turn::Together { stage, images, .. } => stage.jobs(images),
         }
     }
 
     fn run(&self, turn: usize, job: usize, worker: usize) {
-        let Sequence { worker_len, .. } = *self.sequence;
-        let own = self.memory.worker.wrapping_add(worker * self.sequence.len_of_worker());
-        let scratch = own.wrapping_add(worker_len);
+        let Sequence { worker_len, scratch_len, ref alone, .. } = *self.sequence;
+        let own = self.memory.worker.wrapping_add(worker * worker_len);
+        let maps_len = self.sequence.worker_maps_len(self.workers);
+        let scratch = self.memory.worker.wrapping_add(maps_len + worker * scratch_len);
         match self.turn(turn) {
             (Turn::Together { stage, first, images }, _) => {
                 let memory = Memory { first, ..self.memory };
@@ -331,18 +424,18 @@ impl Work for Run<'_> {
                 // and a turn after all jobs of the one before, and `worker` tells apart who runs at once.
                 unsafe { stage.run(job, images, &memory, scratch) }
             }
-            (Turn::Alone(part), before) => {
+            (Turn::Alone { part, index }, before) => {
                 let (first, images) = self.images(part, job);
                 let memory = Memory { first, worker: own, ..self.memory };
                 let mut since = Instant::now();
-                for (index, Step { stage }) in part.steps.iter().enumerate() {
+                for (at, (Step { stage }, alone)) in part.steps.iter().zip(&alone[index]).enumerate() {
+                    let stage = alone.as_ref().unwrap_or(stage);
                     for job in 0..stage.jobs(images) {
                         // SAFETY: as above; who computes other images meanwhile has a worker's memory of its own, and nothing
                         // that this part writes elsewhere is read or written for other images.
                         unsafe { stage.run(job, images, &memory, scratch) }
                     }
-                    // All workers do the like meanwhile.
-                    self.add_time(before + index, |_| lap(&mut since) / self.workers as f64);
+                    self.add_time(before + at, |_| lap(&mut since));
                 }
             }
         }
@@ -350,10 +443,15 @@ impl Work for Run<'_> {
 
     fn finished(&self, turn: usize) {
         match self.turn(turn) {
-            (Turn::Alone(_), before) => self.add_time(before, |since| {
-                lap(since);
-                0.0
-            }),
+            // What all workers took for the steps, as shares of the time that has passed.
+            (Turn::Alone { part, .. }, before) => {
+                let Some(times) = &self.times else { return };
+                let mut times = times.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let passed = lap(&mut times.0);
+                let steps = &mut times.1[before..before + part.steps.len()];
+                let sum: f64 = steps.iter().sum();
+                steps.iter_mut().for_each(|us| *us *= passed / sum.max(f64::MIN_POSITIVE));
+            }
             (Turn::Together { .. }, step) => self.add_time(step, lap),
         }
     }
@@ -393,6 +491,12 @@ mod tests {
         assert!(refused(&[(image.clone(), fixed)], 4, lengths));
         let far = Lengths { arena: 20 * one, ..lengths };
         assert!(refused(&[(image.clone(), map(0)), (image.clone(), map(2 * one))], 1, far));
+        // Numbers that two blocks share, or a border around nothing.
+        let shared = View { block_stride: 0, ..View::blocked(0, &[32], [2, 2], [0, 0]) };
+        let wide = View::dense(Place::Images, 32, [2, 2]);
+        assert!(refused(&[(wide, shared)], 4, Lengths { images: 2 * one, ..far }));
+        // Maps that memory cannot hold.
+        assert!(refused(&[(image.clone(), own(map(0)))], 1, Lengths { worker: usize::MAX, ..lengths }));
         // The whole batch at once meets nobody.
         assert!(!refused(&[(image.clone(), map(0)), (image, map(2 * one))], 4, far));
     }

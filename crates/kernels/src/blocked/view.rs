@@ -195,8 +195,39 @@ impl View {
         first..last
     }
 
-    /// Whether `images` images lie inside memory of `len` numbers, and blocks hold no more channels than they have room for.
+    /// Whether pixels, rows, blocks and images follow each other without sharing a number, border included.
+    fn ordered(&self) -> bool {
+        let wide = |number: usize| number as u128;
+        let [above, beside] = self.border.map(wide);
+        let [height, width] = self.size.map(wide);
+        let pixels = match self.phases {
+            0 => return false,
+            1 => (width + 2 * beside) * wide(self.pixel_stride),
+            phases => {
+                let phases = wide(phases);
+                let held = (beside.next_multiple_of(phases) + width + beside).div_ceil(phases);
+                if wide(self.phase_stride) < held {
+                    return false;
+                }
+                phases * wide(self.phase_stride)
+            }
+        };
+        let rows = (height + 2 * above) * wide(self.row_stride);
+        let blocks = wide(self.blocks()) * wide(self.block_stride);
+        let empty = self.size.contains(&0) || self.blocks() == 0;
+        self.pixel_stride > 0
+            && (!empty || self.border == [0, 0])
+            && pixels <= wide(self.row_stride)
+            && rows <= wide(self.block_stride)
+            && blocks <= wide(self.image_stride)
+    }
+
+    /// Whether `images` images lie inside memory of `len` numbers, no two numbers in the same place, and blocks hold no more
+    /// channels than they have room for.
     pub fn inside(&self, images: usize, len: usize) -> bool {
+        if !self.ordered() || self.image_stride.checked_mul(images).is_none() {
+            return false;
+        }
         let extent = self.extent(images);
         let most = if self.pixel_stride >= BLOCK { BLOCK } else { 1 };
         let lanes = self.lanes.iter().all(|&lanes| usize::from(lanes) <= most);

@@ -1,70 +1,41 @@
-//! Winograd's convolution for 3x3 filters of stride 1 (Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
+//! Winograd's convolution for 3x3 and 5x5 filters of stride 1 (Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural
+//! Networks").
 //!
 //! The result is cut into tiles of `m x m` pixels. Each input tile of `(m + 2)^2` pixels and each filter is transformed, the
 //! transforms are multiplied position by position (one product of matrices for each of the `(m + 2)^2` positions, over the
 //! channels), and the result is transformed back: `(m + 2)^2` multiplications in place of `9 m^2`, 4 times fewer for `m = 4`, 2.25
-//! times for `m = 2`, where a map is a multiple of the tile.
+//! times for `m = 2`, where a map is a multiple of the tile. For 5x5 filters it is `(m + 4)^2` in place of `25 m^2`, 2.78 times
+//! fewer for `m = 2`.
 #![expect(unsafe_code, reason = "tiles read packed weights and write into shared memory")]
 
+mod choice;
+mod filters;
+mod maps;
 #[cfg(test)]
 mod tests;
-mod transform;
+pub(super) mod transform;
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::conv::{Weights, Window, at_once, check};
+use super::conv::{Line, PackedMemory, Source, Weights, Window, at_once, check, check_extents};
 use super::lanes::{Kernel, Lanes};
 use super::memory::Memory;
 use super::micro::{self, MAX_WIDTH, Run, Start, Tile};
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
+use crate::par::{Par, Shared, for_each_job};
 use crate::tier::{self, Tier};
-
-/// Size of a tile of the result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WinogradTile {
-    /// 2x2 pixels, 2.25 times fewer multiplications.
-    Two,
-    /// 4x4 pixels, 4 times fewer multiplications.
-    Four,
-}
-
-impl WinogradTile {
-    /// Pixels on a side.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Two => 2,
-            Self::Four => 4,
-        }
-    }
-
-    /// Largest error of a result relative to the largest result of the layer that is to be expected; the tests hold random
-    /// layers to it.
-    pub fn error_bound(self) -> f32 {
-        match self {
-            Self::Two => 4e-6,
-            Self::Four => 3e-5,
-        }
-    }
-}
+pub use choice::WinogradTile;
+use filters::Pack;
+pub(super) use maps::{Grid, Spread, Transform};
 
 impl Step {
-    /// Whether a convolution can be computed by Winograd's method: 3x3 taps without gaps, stride 1, and no block of channels that
-    /// belongs to two groups.
-    pub fn winograd_fits(window: &Window, src: &View, dst: &View) -> bool {
-        let whole = |view: &View| group_blocks(view, window.groups).is_some();
-        window.kernel == [3, 3]
-            && window.stride == [1, 1]
-            && window.dilation == [1, 1]
-            && src.pixel_stride == BLOCK
-            && whole(src)
-            && whole(dst)
-    }
-
-    /// A convolution by Winograd's method; otherwise as [`Step::conv`].
+    /// A convolution by Winograd's method; otherwise as [`Step::conv`]. `par` is how the filters are transformed, into
+    /// memory that may have held others before.
     ///
     /// # Panics
-    /// As [`Step::conv`], and unless [`Step::winograd_fits`].
+    /// As [`Step::conv`], and unless the tile [`fits`](WinogradTile::fits).
     #[expect(clippy::too_many_arguments, reason = "those of `Step::conv` and the tile")]
     pub fn winograd(
         tile: WinogradTile,
@@ -75,21 +46,97 @@ impl Step {
         dst: &View,
         images: usize,
         threads: usize,
+        par: Par,
+        memory: &mut PackedMemory,
     ) -> Self {
-        let tier = tier::active();
-        match tile {
-            WinogradTile::Two => {
-                Self::from_stage(Winograd::<4>::new(tier, window, weights, src, add, dst, images, threads))
+        check(&window, &weights, src, add, dst);
+        let source = Source::of(&weights, &window, src, dst, &TAPS[..window.kernel[0] * window.kernel[1]]);
+        let layer = Layer { window, source, relu: weights.relu, src, add, dst };
+        layer.step(tier::active(), tile, images, threads, par, memory.take())
+    }
+
+    /// The gradient of such a convolution with respect to its input, which is one as well: of the gradient of the result, with
+    /// inputs and outputs exchanged and the filters turned round.
+    #[expect(clippy::too_many_arguments, reason = "what a gradient is made of")]
+    pub(super) fn winograd_gradient(
+        tier: &'static Tier,
+        tile: WinogradTile,
+        window: Window,
+        weight: &[f32],
+        grad: &View,
+        src: &View,
+        images: usize,
+        threads: usize,
+        par: Par,
+        lines: Vec<Line>,
+    ) -> Self {
+        let (group_in, group_out) = (src.channels() / window.groups, grad.channels() / window.groups);
+        let taps = window.kernel[0] * window.kernel[1];
+        let source = Source {
+            weight,
+            bias: None,
+            strides: [taps, group_in * taps],
+            group: group_out * group_in * taps,
+            taps: &TURNED[TURNED.len() - taps..],
+        };
+        let padding = [0, 1].map(|d| window.kernel[d] - 1 - window.padding[d]);
+        let window = Window { padding, ..window };
+        let layer = Layer { window, source, relu: false, src: grad, add: None, dst: src };
+        layer.step(tier, tile, images, threads, par, lines)
+    }
+}
+
+/// Taps of a filter in their order (the first ones of a smaller filter), and of one that is turned round (the last ones).
+const TAPS: [usize; 25] = count(false);
+const TURNED: [usize; 25] = count(true);
+
+const fn count(down: bool) -> [usize; 25] {
+    let mut numbers = [0; 25];
+    let mut i = 0;
+    while i < 25 {
+        numbers[i] = if down { 24 - i } else { i };
+        i += 1;
+    }
+    numbers
+}
+
+/// A convolution.
+struct Layer<'a> {
+    window: Window,
+    source: Source<'a>,
+    relu: bool,
+    src: &'a View,
+    add: Option<&'a View>,
+    dst: &'a View,
+}
+
+impl Layer<'_> {
+    fn step(
+        &self,
+        tier: &'static Tier,
+        tile: WinogradTile,
+        images: usize,
+        threads: usize,
+        par: Par,
+        lines: Vec<Line>,
+    ) -> Step {
+        assert!(tile.fits(&self.window, self.src, self.dst), "winograd: {tile:?} for {:?}", self.window);
+        match (tile, self.window.kernel[0]) {
+            (WinogradTile::Two, 3) => {
+                Step::from_stage(Winograd::<4, 3>::new(tier, self, images, threads, par, lines))
             }
-            WinogradTile::Four => {
-                Self::from_stage(Winograd::<6>::new(tier, window, weights, src, add, dst, images, threads))
+            (WinogradTile::Two, _) => {
+                Step::from_stage(Winograd::<6, 5>::new(tier, self, images, threads, par, lines))
+            }
+            (WinogradTile::Four, _) => {
+                Step::from_stage(Winograd::<6, 3>::new(tier, self, images, threads, par, lines))
             }
         }
     }
 }
 
 /// Blocks of each group, if no block belongs to two.
-fn group_blocks(view: &View, groups: usize) -> Option<Vec<Range<usize>>> {
+pub(super) fn group_blocks(view: &View, groups: usize) -> Option<Vec<Range<usize>>> {
     let share = view.channels() / groups;
     let mut found = Vec::new();
     let (mut start, mut channels) = (0, 0);
@@ -105,11 +152,6 @@ fn group_blocks(view: &View, groups: usize) -> Option<Vec<Range<usize>>> {
     (found.len() == groups).then_some(found)
 }
 
-/// A cache line of numbers, so that packed weights are aligned.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([f32; BLOCK]);
-
 /// Numbers of a transformed input that a job should keep in the second-level cache: 640 KiB.
 const RESIDENT: usize = 160 * 1024;
 /// Bytes that arrive from the second or third cache in a cycle.
@@ -118,121 +160,109 @@ const LOADED: f64 = 16.0;
 const TILES: usize = 14;
 
 /// A convolution with tiles of `N x N` input pixels.
-#[derive(Debug)]
-struct Winograd<const N: usize> {
+#[derive(Clone, Debug)]
+struct Winograd<const N: usize, const K: usize> {
     tier: &'static Tier,
     window: Window,
     src: View,
     dst: View,
     add: Option<View>,
     relu: bool,
-    /// Tiles of the result in a column and a row.
-    tiles: [usize; 2],
+    grid: Grid<N, K>,
     passes: Vec<Pass>,
-    lines: Vec<Line>,
+    lines: Arc<Vec<Line>>,
     /// Tiles and passes of a job.
     tiles_at_once: usize,
     passes_at_once: usize,
 }
 
 /// Blocks of the result that are computed together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pass {
+    group: usize,
     dst_block: usize,
     blocks: usize,
     /// Blocks of the source that they read.
     inputs: Range<usize>,
     depth: usize,
-    /// First line of the weights, `[position, depth, blocks]`.
+    /// First line of the weights, `[position, depth, blocks]` with one more line for each position, so that these do not fall on the
+    /// same lines of the cache.
     weight: usize,
     /// First line of the biases.
     bias: usize,
 }
 
-impl<const N: usize> Winograd<N> {
-    /// Pixels of the result on a side of a tile.
-    const SIZE: usize = N - 2;
+impl Pass {
+    /// Lines from the weights of one position to those of the next.
+    fn stride(&self) -> usize {
+        self.depth * self.blocks + 1
+    }
+}
+
+impl<const N: usize, const K: usize> Winograd<N, K> {
     /// Products for a tile.
     const POSITIONS: usize = N * N;
 
-    #[expect(clippy::too_many_arguments, reason = "those of `Step::conv` and the tier")]
     fn new(
         tier: &'static Tier,
-        window: Window,
-        weights: Weights<'_>,
-        src: &View,
-        add: Option<&View>,
-        dst: &View,
+        layer: &Layer<'_>,
         images: usize,
         threads: usize,
+        par: Par,
+        mut lines: Vec<Line>,
     ) -> Self {
-        check(&window, &weights, src, add, dst);
-        assert!(Step::winograd_fits(&window, src, dst), "winograd: {window:?} of {src:?} to {dst:?}");
+        let Layer { window, source, relu, src, add, dst } = layer;
+        check_extents(window, src, dst);
         let groups = |view: &View| group_blocks(view, window.groups).unwrap_or_default();
-        let mut winograd = Self {
-            tier,
-            window,
-            src: src.clone(),
-            dst: dst.clone(),
-            add: add.cloned(),
-            relu: weights.relu,
-            tiles: dst.size.map(|size| size.div_ceil(Self::SIZE)),
-            passes: Vec::new(),
-            lines: Vec::new(),
-            tiles_at_once: 1,
-            passes_at_once: 1,
-        };
+        let mut passes: Vec<Pass> = Vec::new();
+        let mut end = 0;
         for (group, (inputs, outputs)) in groups(src).into_iter().zip(groups(dst)).enumerate() {
+            let depth = src.lanes[inputs.clone()].iter().map(|&lanes| usize::from(lanes)).sum::<usize>();
             let mut block = outputs.start;
             while block < outputs.end {
                 let blocks = at_once(outputs.end - block, tier.blocks);
-                winograd.pack(group, block, blocks, inputs.clone(), &weights);
+                let (bias, weight) = (end, end + blocks);
+                let inputs = inputs.clone();
+                passes.push(Pass { group, dst_block: block, blocks, inputs, depth, weight, bias });
+                end = weight + Self::POSITIONS * (depth * blocks + 1);
                 block += blocks;
             }
         }
+        // Whatever they held is overwritten, but for what nobody reads.
+        lines.resize(end, Line([0.0; BLOCK]));
+        // SAFETY: a line is `BLOCK` numbers without gaps.
+        let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), end * BLOCK) };
+        let numbers = Shared::new(numbers);
+        let threads_to_pack = par.threads(16 * (end * BLOCK) as u64);
+        for_each_job(threads_to_pack, passes.len(), &mut [], 0, |job, _| {
+            let pass = &passes[job];
+            let len = (pass.blocks + Self::POSITIONS * pass.stride()) * BLOCK;
+            let lines = numbers.part(pass.bias * BLOCK, len);
+            let pack = Pack::<'_, N, K> { tier, pass, source, dst, groups: window.groups, lines };
+            // SAFETY: these lines are this job's alone.
+            unsafe { tier.launch(pack) };
+        });
+        let mut winograd = Self {
+            tier,
+            window: *window,
+            src: (*src).clone(),
+            dst: (*dst).clone(),
+            add: add.cloned(),
+            relu: *relu,
+            grid: Grid::new(dst.size),
+            passes,
+            lines: Arc::new(lines),
+            tiles_at_once: 1,
+            passes_at_once: 1,
+        };
         winograd.schedule(images, threads);
         winograd
-    }
-
-    fn pack(
-        &mut self,
-        group: usize,
-        dst_block: usize,
-        blocks: usize,
-        inputs: Range<usize>,
-        weights: &Weights<'_>,
-    ) {
-        let depth = self.src.lanes[inputs.clone()].iter().map(|&lanes| usize::from(lanes)).sum::<usize>();
-        let outputs = self.dst.channels() / self.window.groups;
-        let first: usize = self.dst.lanes[..dst_block].iter().map(|&lanes| usize::from(lanes)).sum();
-        let bias = self.lines.len();
-        let lanes: Vec<usize> =
-            self.dst.lanes[dst_block..dst_block + blocks].iter().map(|&l| usize::from(l)).collect();
-        self.lines.resize(bias + blocks * (1 + Self::POSITIONS * depth), Line([0.0; BLOCK]));
-        let weight = bias + blocks;
-        let mut output = first;
-        for (block, lanes) in lanes.into_iter().enumerate() {
-            for lane in 0..lanes {
-                self.lines[bias + block].0[lane] = weights.bias.map_or(0.0, |bias| bias[output]);
-                for k in 0..depth {
-                    let at = (output * depth + k) * 9;
-                    let filter: [f32; 9] = std::array::from_fn(|tap| weights.weight[at + tap]);
-                    for (position, value) in transform::filter::<N>(&filter).into_iter().flatten().enumerate()
-                    {
-                        self.lines[weight + (position * depth + k) * blocks + block].0[lane] = value;
-                    }
-                }
-                output += 1;
-            }
-        }
-        debug_assert!(output <= (group + 1) * outputs);
-        self.passes.push(Pass { dst_block, blocks, inputs, depth, weight, bias });
     }
 
     /// Cuts tiles and passes into the jobs that should end first. Transforming the input again for other passes costs little where
     /// there are many of them; reading the weights again for other tiles costs little where they are small.
     fn schedule(&mut self, images: usize, threads: usize) {
-        let all = self.tiles_of(images).max(1);
+        let all = self.grid.tiles(images).max(1);
         let passes = self.passes.len().max(1);
         let tile = Self::POSITIONS * self.src.blocks() * BLOCK;
         let most = (RESIDENT / tile / TILES * TILES).max(TILES);
@@ -269,10 +299,6 @@ impl<const N: usize> Winograd<N> {
             + 500.0
     }
 
-    fn tiles_of(&self, images: usize) -> usize {
-        images * self.tiles[0] * self.tiles[1]
-    }
-
     /// Numbers from one position of the transformed input to the next; not a power of two, so that positions do not fall on the
     /// same lines of the cache.
     fn input_stride(&self) -> usize {
@@ -283,15 +309,9 @@ impl<const N: usize> Winograd<N> {
     fn product_stride(&self) -> usize {
         self.tier.blocks * self.tiles_at_once * BLOCK + BLOCK
     }
-
-    /// Image, row and column of the first pixel of a tile.
-    fn place(&self, tile: usize) -> (usize, usize, usize) {
-        let [rows, columns] = self.tiles;
-        (tile / (rows * columns), tile / columns % rows * Self::SIZE, tile % columns * Self::SIZE)
-    }
 }
 
-impl<const N: usize> Stage for Winograd<N> {
+impl<const N: usize, const K: usize> Stage for Winograd<N, K> {
     fn reads(&self) -> Vec<&View> {
         [&self.src].into_iter().chain(&self.add).collect()
     }
@@ -305,17 +325,27 @@ impl<const N: usize> Stage for Winograd<N> {
     }
 
     fn weight_bytes(&self) -> usize {
-        size_of_val(&*self.lines)
+        size_of_val(&**self.lines)
+    }
+
+    fn alone(&self, images: usize) -> Option<Box<dyn Stage>> {
+        let mut alone = self.clone();
+        alone.schedule(images, 1);
+        Some(Box::new(alone))
+    }
+
+    fn into_lines(self: Box<Self>) -> Vec<Line> {
+        Arc::try_unwrap(self.lines).unwrap_or_default()
     }
 
     fn jobs(&self, images: usize) -> usize {
-        self.tiles_of(images).div_ceil(self.tiles_at_once) * self.passes.len().div_ceil(self.passes_at_once)
+        self.grid.tiles(images).div_ceil(self.tiles_at_once) * self.passes.len().div_ceil(self.passes_at_once)
     }
 
     unsafe fn run(&self, job: usize, images: usize, memory: &Memory, scratch: *mut f32) {
         let pass_jobs = self.passes.len().div_ceil(self.passes_at_once);
         let first = job / pass_jobs * self.tiles_at_once;
-        let tiles = first..self.tiles_of(images).min(first + self.tiles_at_once);
+        let tiles = first..self.grid.tiles(images).min(first + self.tiles_at_once);
         let first = job % pass_jobs * self.passes_at_once;
         let passes = &self.passes[first..self.passes.len().min(first + self.passes_at_once)];
         let products = scratch.wrapping_add(Self::POSITIONS * self.input_stride());
@@ -333,17 +363,17 @@ impl<const N: usize> Stage for Winograd<N> {
     }
 }
 
-impl<const N: usize> Winograd<N> {
+impl<const N: usize, const K: usize> Winograd<N, K> {
     /// Zeroes the border beside the tiles at the edges.
     ///
     /// # Safety
     /// As [`Stage::run`].
     unsafe fn clear_border(&self, memory: &Memory, tiles: Range<usize>, pass: &Pass) {
         for tile in tiles {
-            let (image, y, x) = self.place(tile);
+            let (image, y, x) = self.grid.place(tile);
             // The first tile of a row clears the border of the whole row.
             if x == 0 {
-                let rows = y..self.dst.size[0].min(y + Self::SIZE);
+                let rows = y..self.dst.size[0].min(y + Grid::<N, K>::SIZE);
                 let blocks = pass.dst_block..pass.dst_block + pass.blocks;
                 // SAFETY: handed on from the caller; nobody else touches the border of these rows.
                 unsafe { memory.clear_border(&self.dst, image, blocks, rows) };
@@ -353,8 +383,8 @@ impl<const N: usize> Winograd<N> {
 }
 
 /// One job.
-struct Part<'a, const N: usize> {
-    winograd: &'a Winograd<N>,
+struct Part<'a, const N: usize, const K: usize> {
+    winograd: &'a Winograd<N, K>,
     memory: &'a Memory,
     /// `[position, block, tile, BLOCK]`.
     input: *mut f32,
@@ -364,7 +394,7 @@ struct Part<'a, const N: usize> {
     passes: &'a [Pass],
 }
 
-impl<const N: usize> Kernel for Part<'_, N> {
+impl<const N: usize, const K: usize> Kernel for Part<'_, N, K> {
     type Output = ();
 
     #[inline(always)]
@@ -373,7 +403,16 @@ impl<const N: usize> Kernel for Part<'_, N> {
         // SAFETY: handed on from the caller.
         unsafe {
             for block in first.inputs.start..last.inputs.end {
-                L::call(Transform { part: &self, block });
+                L::call(Transform {
+                    src: &self.winograd.src,
+                    padding: self.winograd.window.padding,
+                    grid: self.winograd.grid,
+                    memory: self.memory,
+                    block,
+                    tiles: self.tiles.clone(),
+                    to: self.input.wrapping_add(block * self.winograd.tiles_at_once * BLOCK),
+                    stride: self.winograd.input_stride(),
+                });
             }
             for pass in self.passes {
                 self.multiply::<L>(pass);
@@ -385,7 +424,7 @@ impl<const N: usize> Kernel for Part<'_, N> {
     }
 }
 
-impl<const N: usize> Part<'_, N> {
+impl<const N: usize, const K: usize> Part<'_, N, K> {
     /// The products of all positions for the blocks of a pass.
     #[inline(always)]
     unsafe fn multiply<L: Lanes>(&self, pass: &Pass) {
@@ -399,7 +438,7 @@ impl<const N: usize> Part<'_, N> {
         for position in 0..N * N {
             let input = self.input.wrapping_add(position * winograd.input_stride());
             let products = self.products.wrapping_add(position * winograd.product_stride());
-            let mut line = pass.weight + position * pass.depth * pass.blocks;
+            let mut line = pass.weight + position * pass.stride();
             let mut block = pass.inputs.start;
             while block < pass.inputs.end {
                 let first = block;
@@ -448,78 +487,15 @@ impl<const N: usize> Part<'_, N> {
 /// Blocks of the source whose weights stay in the first-level cache for all tiles: 256 channels.
 const RUNS: usize = 16;
 
-/// The input of one block of channels, transformed.
-struct Transform<'a, const N: usize> {
-    part: &'a Part<'a, N>,
-    block: usize,
-}
-
-impl<const N: usize> Kernel for Transform<'_, N> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let Part { winograd, memory, input, ref tiles, .. } = *self.part;
-        let src = &winograd.src;
-        let (high, wide) = (src.size[0] + src.border[0], src.size[1] + src.border[1]);
-        let [above, beside] = winograd.window.padding;
-        let stride = winograd.input_stride();
-        for (index, tile) in (tiles.start..tiles.end).enumerate() {
-            let (image, y, x) = winograd.place(tile);
-            // The first input pixel, counted from the border that is read.
-            let first =
-                memory.at(src, image, self.block, y as isize - above as isize, x as isize - beside as isize);
-            let to = input.wrapping_add((self.block * winograd.tiles_at_once + index) * BLOCK);
-            // SAFETY: pixels are read inside the map and its border only; the scratch memory has room for the tile.
-            unsafe {
-                let mut pixels = [[L::splat(0.0); N]; N];
-                if y + N <= high + above && x + N <= wide + beside {
-                    for (r, row) in pixels.iter_mut().enumerate() {
-                        for (s, pixel) in row.iter_mut().enumerate() {
-                            *pixel = L::load(first.add(r * src.row_stride + s * BLOCK));
-                        }
-                    }
-                } else {
-                    for (r, row) in pixels.iter_mut().enumerate() {
-                        for (s, pixel) in row.iter_mut().enumerate() {
-                            if y + r < high + above && x + s < wide + beside {
-                                *pixel = L::load(first.add(r * src.row_stride + s * BLOCK));
-                            }
-                        }
-                    }
-                }
-                // Columns, then rows.
-                let mut half = [[L::splat(0.0); N]; N];
-                for s in 0..N {
-                    let mut column = [L::splat(0.0); N];
-                    for (r, value) in column.iter_mut().enumerate() {
-                        *value = pixels[r][s];
-                    }
-                    let column = transform::input::<L, N>(column);
-                    for (r, value) in column.iter().enumerate() {
-                        half[r][s] = *value;
-                    }
-                }
-                for (r, row) in half.iter().enumerate() {
-                    let row = transform::input::<L, N>(*row);
-                    for (s, value) in row.iter().enumerate() {
-                        L::store(to.add((r * N + s) * stride), *value);
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The products of one block of channels, transformed back.
-struct Back<'a, const N: usize> {
-    part: &'a Part<'a, N>,
+struct Back<'a, const N: usize, const K: usize> {
+    part: &'a Part<'a, N, K>,
     pass: &'a Pass,
     /// Of the pass.
     block: usize,
 }
 
-impl<const N: usize> Kernel for Back<'_, N> {
+impl<const N: usize, const K: usize> Kernel for Back<'_, N, K> {
     type Output = ();
 
     #[inline(always)]
@@ -532,7 +508,7 @@ impl<const N: usize> Kernel for Back<'_, N> {
         unsafe {
             let bias = L::load(winograd.lines[self.pass.bias + self.block].0.as_ptr());
             for (index, tile) in (tiles.start..tiles.end).enumerate() {
-                let (image, y, x) = winograd.place(tile);
+                let (image, y, x) = winograd.grid.place(tile);
                 let from = products.wrapping_add((self.block * winograd.tiles_at_once + index) * BLOCK);
                 let mut half = [[L::splat(0.0); N]; N];
                 #[expect(clippy::needless_range_loop, reason = "a column, across the rows")]
@@ -541,19 +517,19 @@ impl<const N: usize> Kernel for Back<'_, N> {
                     for (r, value) in column.iter_mut().enumerate() {
                         *value = L::load(from.add((r * N + s) * stride));
                     }
-                    let column = transform::output::<L, N>(column);
+                    let column = transform::output::<L, N, K>(column);
                     for (r, value) in column.iter().enumerate() {
                         half[r][s] = *value;
                     }
                 }
                 let to = memory.at_mut(dst, image, block, y as isize, x as isize);
                 for (r, row) in half.iter().enumerate() {
-                    if r + 2 >= N || y + r >= dst.size[0] {
+                    if r + K > N || y + r >= dst.size[0] {
                         break;
                     }
-                    let row = transform::output::<L, N>(*row);
+                    let row = transform::output::<L, N, K>(*row);
                     for (s, value) in row.iter().enumerate() {
-                        if s + 2 < N && x + s < dst.size[1] {
+                        if s + K <= N && x + s < dst.size[1] {
                             let mut value = L::add(*value, bias);
                             if let Some(add) = &winograd.add {
                                 let other = memory.at(add, image, block, (y + r) as isize, (x + s) as isize);

@@ -148,7 +148,7 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
     };
     if plain && from.id != 0 && whole(inputs) && whole(outputs) {
         for tile in [WinogradTile::Two, WinogradTile::Four] {
-            if tile.error_bound() <= options.tolerance {
+            if tile.error_bound(conv.kernel[0]) <= options.tolerance {
                 found.push(Algorithm::Winograd(tile));
             }
         }

@@ -7,7 +7,8 @@ use super::product::{multiplied, product};
 use crate::backend::StepInfo;
 use crate::{Options, Program, Step};
 use cofilter_graph::{Array, Conv2d, LrnRegion, Op, Pool2d, PoolKind};
-use cofilter_kernels::blocked::{self, LinearWeights, Part, Storage, View, Weights};
+use cofilter_kernels::Par;
+use cofilter_kernels::blocked::{self, LinearWeights, PackedMemory, Part, Storage, View, Weights};
 
 /// The kernels' steps in order, in parts, and what each is.
 pub(super) fn steps(
@@ -18,9 +19,8 @@ pub(super) fn steps(
 ) -> (Vec<Part>, Vec<StepInfo>) {
     let mut infos = Vec::new();
     let part = |part: &parts::Part| {
-        // Each is made for the images that it sees at once, and for the threads that share them.
-        let threads = parts::together(options.batch, part.images, options.threads);
-        let options = Options { batch: part.images, threads, ..options.clone() };
+        // Each is made for the images that it sees at once.
+        let options = Options { batch: part.images, ..options.clone() };
         let works = layout.work[part.steps.clone()].iter();
         let (steps, of): (Vec<_>, Vec<_>) =
             works.map(|work| step(work, program, units, layout, &options)).unzip();
@@ -208,16 +208,25 @@ fn convolution(
     let (images, threads) = (options.batch, options.threads);
     let algorithm = match algorithm {
         // Groups of another number may share blocks of a map with these.
-        Algorithm::Winograd(_) if !blocked::Step::winograd_fits(&window, src, dst) => Algorithm::Direct,
+        Algorithm::Winograd(tile) if !tile.fits(&window, src, dst) => Algorithm::Direct,
         // The same holds for the blocks of maps that were put together.
         Algorithm::Depthwise if src.lanes != dst.lanes => Algorithm::Direct,
         other => other,
     };
     let kernel = match algorithm {
         Algorithm::Direct => blocked::Step::conv(window, weights, src, add, dst, images, threads),
-        Algorithm::Winograd(tile) => {
-            blocked::Step::winograd(tile, window, weights, src, add, dst, images, threads)
-        }
+        Algorithm::Winograd(tile) => blocked::Step::winograd(
+            tile,
+            window,
+            weights,
+            src,
+            add,
+            dst,
+            images,
+            threads,
+            Par::Serial,
+            &mut PackedMemory::default(),
+        ),
         Algorithm::Depthwise => blocked::Step::depthwise(window, weights, src, add, dst),
     };
     (kernel, title(conv) + &algorithm.suffix())

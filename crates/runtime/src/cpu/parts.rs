@@ -54,7 +54,7 @@ const MOST: usize = 1 << 16;
 const LONGEST: usize = 64;
 
 /// Threads that compute the same images: all of them if there are no images for each.
-pub(super) fn together(batch: usize, images: usize, threads: usize) -> usize {
+fn together(batch: usize, images: usize, threads: usize) -> usize {
     let times = batch.div_ceil(images);
     if times > 1 && times >= threads { 1 } else { threads }
 }

@@ -3,14 +3,17 @@
 //! Where a layer's weights are few beside its maps, it is computed a few images at a time: what one kernel writes, the next one
 //! reads from the cache. Pieces depend on the extents alone.
 
-use super::{Gradients, Numbers, Pass, Sweep, no_map, rectify, with_learnt};
+use super::{Gradients, Numbers, Pass, Sweep, no_map, with_learnt};
 use crate::Result;
 use crate::layout::{Pieces, read, window};
 use crate::ops::{Arg, Statistics};
 use cofilter_graph::{Conv2d, NodeId};
-use cofilter_kernels::Par;
-use cofilter_kernels::blocked::{BatchNorm, InputGradient, Step, View, WeightGradient, Weights};
+use cofilter_kernels::blocked::{
+    BatchNorm, InputGradient, Step, View, WeightGradient, Weights, WinogradTile,
+};
+use cofilter_kernels::{Par, relu_backward_in_place};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// A normalisation that a gradient has still to pass on its way to the convolution before it.
 #[derive(Debug)]
@@ -48,13 +51,26 @@ impl Sweep {
         let relu = layout.rectified(id);
         let norm = layout.normalised(id).filter(|_| train);
         let pieces = norm.and_then(|norm| Some((norm, layout.pieces(id, images)?)));
+        let window = window(conv);
+        let at_once = pieces.map_or(images, |(_, pieces)| pieces.at_once);
+        let tile = WinogradTile::fastest(&window, from, view, images, at_once);
         let moments = with_learnt(net, id, |params| {
             let weights = Weights { weight: params[0].data, bias: params.get(1).map(|b| b.data), relu };
-            let make = |images: usize, threads: usize| {
-                Step::conv(window(conv), weights, &read(from), None, view, images, threads)
+            let (src_view, memory) = (read(from), &mut self.packed);
+            let mut make = |images: usize, threads: usize| match tile {
+                None => Step::conv_in(window, weights, &src_view, None, view, images, threads, memory),
+                Some(tile) => {
+                    let par = Par::Rayon;
+                    Step::winograd(tile, window, weights, &src_view, None, view, images, threads, par, memory)
+                }
             };
             let Some((norm, Pieces { each, at_once })) = pieces else {
-                make(images, rayon::current_num_threads()).run(images, src, &mut dst, Par::Rayon);
+                let threads = rayon::current_num_threads();
+                let step = make(images, threads);
+                let mut scratch = self.pool.scratch(step.scratch_len(), threads);
+                step.run_in(images, src, &mut dst, &mut scratch, Par::Rayon);
+                self.pool.give(scratch);
+                step.into_memory(&mut self.packed);
                 return None;
             };
             let step = make(at_once, 1);
@@ -63,12 +79,15 @@ impl Sweep {
                 for (at, dst) in dst.chunks_mut(at_once * view.image_stride).enumerate() {
                     let count = dst.len() / view.image_stride;
                     let first = piece * each + at * at_once;
-                    step.run(count, images_of(src, from, first, count), dst, Par::Serial);
+                    with_scratch(step.scratch_len(), |scratch| {
+                        step.run_in(count, images_of(src, from, first, count), dst, scratch, Par::Serial);
+                    });
                     moments.extend(BatchNorm::moments(view, count, dst, Par::Serial));
                 }
                 moments
             };
             let moments: Vec<_> = dst.par_chunks_mut(each * view.image_stride).enumerate().map(run).collect();
+            step.into_memory(&mut self.packed);
             Some((norm, moments.concat()))
         })?;
         if let Some((norm, moments)) = moments {
@@ -97,9 +116,13 @@ impl Sweep {
         let learns = wants(1) || wants(2);
         let window = window(conv);
         let pieces = layout.pieces(id, images);
-        // What is computed at once, by how many threads.
-        let (at_once, threads) = pieces.map_or((images, rayon::current_num_threads()), |p| (p.at_once, 1));
-        let weights = learns.then(|| WeightGradient::new(window, from, view, at_once));
+        // What is computed at once, and where.
+        let (at_once, par) = pieces.map_or((images, Par::Rayon), |pieces| (pieces.at_once, Par::Serial));
+        let fits = WinogradTile::Two.fits_gradient(&window, from, view);
+        let tile = WinogradTile::fastest(&window, view, from, images, at_once).filter(|_| fits);
+        let filters_tile =
+            WinogradTile::fastest_gradient(&window, from, view, images, pieces.map(|p| p.each), at_once);
+        let weights = learns.then(|| WeightGradient::new(window, from, view, filters_tile, at_once));
         let mut grad_src = wants(0).then(|| self.pool.aligned(from.memory_len(images)));
         let mut sums = weights.as_ref().map(|weights| match pieces {
             Some(pieces) => self.pool.take(weights.sums_len() * pieces.count(images)),
@@ -113,8 +136,9 @@ impl Sweep {
         };
         let mut learnt: Vec<Option<Vec<f32>>> = vec![None; wanted.len() - 1];
         let mut run = |params: &[Arg<'_>], norm: Option<(BatchNorm<'_>, &View, &Through)>| {
-            let input =
-                wants(0).then(|| InputGradient::new(window, params[0].data, view, from, at_once, threads));
+            let input = wants(0).then(|| {
+                InputGradient::new(window, params[0].data, view, from, tile, at_once, par, &mut self.packed)
+            });
             if let Some(pieces) = pieces {
                 let all = Whole {
                     images,
@@ -146,11 +170,16 @@ impl Sweep {
                 work.into_par_iter().with_max_len(1).for_each(|piece| all.run(piece));
             } else {
                 if layout.rectified(id) {
-                    rectify(dst, grad, Par::Rayon);
+                    relu_backward_in_place(dst, grad, Par::Rayon);
                 }
                 if let (Some(input), Some(grad_src)) = (&input, &mut grad_src) {
-                    input.run(images, grad, grad_src, Par::Rayon);
+                    let mut scratch = self.pool.scratch(input.scratch_len(), rayon::current_num_threads());
+                    input.run(images, grad, grad_src, &mut scratch, Par::Rayon);
+                    self.pool.give(scratch);
                 }
+            }
+            if let Some(input) = input {
+                input.into_memory(&mut self.packed);
             }
             let (Some(weights), Some(sums)) = (&weights, &mut sums) else { return };
             let mut weight = self.pool.take(params[0].data.len());
@@ -180,6 +209,22 @@ impl Sweep {
         room.into_iter().for_each(|room| self.pool.back(room));
         Ok(Gradients { inputs: vec![grad_src], learnt })
     }
+}
+
+thread_local! {
+    /// Scratch memory of a thread that computes a piece alone.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `f`, which must not wait for other threads, with scratch memory for one thread.
+fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let len = len + Step::SCRATCH_MORE;
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        f(&mut scratch[..len])
+    })
 }
 
 /// The numbers of some images.
@@ -233,17 +278,23 @@ impl Whole<'_> {
                 }
                 None => {
                     if relu {
-                        rectify(dst, grad, Par::Serial);
+                        relu_backward_in_place(dst, grad, Par::Serial);
                     }
                     grad
                 }
             };
             if let Some(input) = input {
                 let at = at * from.image_stride;
-                input.run(count, grad, &mut grad_src[at..at + count * from.image_stride], Par::Serial);
+                let grad_src = &mut grad_src[at..at + count * from.image_stride];
+                with_scratch(input.scratch_len(), |scratch| {
+                    input.run(count, grad, grad_src, scratch, Par::Serial);
+                });
             }
             if let Some(weights) = weights {
-                weights.add(count, images_of(src, from, first + at, count), grad, sums);
+                let src = images_of(src, from, first + at, count);
+                with_scratch(weights.add_scratch_len(), |scratch| {
+                    weights.add(count, src, grad, sums, scratch);
+                });
             }
         }
     }

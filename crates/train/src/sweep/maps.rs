@@ -6,8 +6,8 @@ use crate::layout::read;
 use crate::net::Mode;
 use crate::ops::{Saved, Statistics};
 use crate::{Error, Result};
-use cofilter_graph::{Op, Pool2d, PoolKind};
-use cofilter_kernels::blocked::{BatchNorm, Pooling, Step};
+use cofilter_graph::{Lrn, LrnRegion, Op, Pool2d, PoolKind};
+use cofilter_kernels::blocked::{BatchNorm, LocalNorm, Pooling, Step, adaptive_avg_pool_backward};
 use cofilter_kernels::{self as kernels, Par};
 use std::sync::Arc;
 
@@ -79,6 +79,23 @@ impl Sweep {
                     }
                 };
                 step.run(images, numbers[0], &mut dst, Par::Rayon);
+                dst
+            }
+            Op::AdaptiveAvgPool { .. } => {
+                let mut dst = self.pool.aligned(view.memory_len(images));
+                Step::adaptive_avg_pool(&read(from), view).run(images, numbers[0], &mut dst, Par::Rayon);
+                dst
+            }
+            Op::Lrn(Lrn { region, size, alpha, beta, k }) => {
+                let mut dst = self.pool.aligned(view.memory_len(images));
+                let from = read(from);
+                let step = match region {
+                    LrnRegion::AcrossChannels => Step::lrn_across(&from, view, *size, *alpha, *beta, *k),
+                    LrnRegion::WithinChannel => Step::lrn_within(&from, view, *size, *alpha, *beta, *k),
+                };
+                let mut scratch = self.pool.scratch(step.scratch_len(), rayon::current_num_threads());
+                step.run_in(images, numbers[0], &mut dst, &mut scratch, Par::Rayon);
+                self.pool.give(scratch);
                 dst
             }
             _ => return Ok(None),
@@ -161,6 +178,24 @@ impl Sweep {
                             &mut grad_src,
                             Par::Rayon,
                         );
+                    }
+                }
+                grads.inputs[0] = Some(grad_src);
+            }
+            Op::AdaptiveAvgPool { .. } if wanted[0] => {
+                let mut grad_src = self.pool.aligned(from.memory_len(images));
+                adaptive_avg_pool_backward(from, images, view, grad, &mut grad_src, Par::Rayon);
+                grads.inputs[0] = Some(grad_src);
+            }
+            Op::Lrn(Lrn { region, size, alpha, beta, k }) if wanted[0] => {
+                let mut grad_src = self.pool.aligned(from.memory_len(images));
+                let norm = LocalNorm { local_size: *size, alpha: *alpha, beta: *beta, k: *k };
+                match region {
+                    LrnRegion::AcrossChannels => {
+                        norm.across_backward(from, images, src, view, grad, &mut grad_src, Par::Rayon);
+                    }
+                    LrnRegion::WithinChannel => {
+                        norm.within_backward(from, images, src, view, grad, &mut grad_src, Par::Rayon);
                     }
                 }
                 grads.inputs[0] = Some(grad_src);

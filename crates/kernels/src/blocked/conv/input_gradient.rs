@@ -10,18 +10,26 @@ use super::pack::Source;
 use super::{Conv, Window};
 use crate::blocked::memory::Memory;
 use crate::blocked::sequence::Stage as _;
-use crate::blocked::{BLOCK, Place, View};
+use crate::blocked::{BLOCK, PackedMemory, Place, Step, View, WinogradTile};
 use crate::par::{Par, for_each_job};
 use crate::tier::{self, Tier};
 
 /// The gradient of a convolution with respect to its input, for maps laid out in a given way and some filters.
 #[derive(Debug)]
 pub struct InputGradient {
-    phases: Vec<Phase>,
+    way: Way,
     grad: View,
     src: View,
     images: usize,
     macs: u64,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Phase by phase.
+    Direct(Vec<Phase>),
+    /// All pixels, by Winograd's method.
+    Winograd(Step),
 }
 
 /// The pixels of a phase.
@@ -86,33 +94,52 @@ impl InputGradient {
     }
 
     /// For filters `weight` `[outputs, inputs / groups, kernel_h, kernel_w]` whose results have gradients like `grad`, and a
-    /// gradient of the input like `src`, both blocked, and up to `images` images.
+    /// gradient of the input like `src`, both blocked, and up to `images` images; by Winograd's method if there is a `tile`.
     ///
-    /// `threads` and `images` only guide how the work is cut; the result does not depend on them.
+    /// `par`, how it will run, and `images` only guide how the work is cut; the result does not depend on them.
+    /// Filters are packed in memory that may have held others before.
     ///
     /// # Panics
     /// If an extent or a length does not fit, the border of `grad` is narrower than [`border`](Self::border), or that of `src`
-    /// narrower than the padding.
+    /// narrower than the padding; or if there is a tile that does not [fit](WinogradTile::fits_gradient).
+    #[expect(clippy::too_many_arguments, reason = "what a gradient is made of")]
     pub fn new(
         window: Window,
         weight: &[f32],
         grad: &View,
         src: &View,
+        tile: Option<WinogradTile>,
         images: usize,
-        threads: usize,
+        par: Par,
+        memory: &mut PackedMemory,
     ) -> Self {
-        Self::on(tier::active(), window, weight, grad, src, images, threads)
+        Self::on(tier::active(), window, weight, grad, src, tile, images, par, memory)
     }
 
+    /// Gives back the memory of its packed filters.
+    pub fn into_memory(self, memory: &mut PackedMemory) {
+        match self.way {
+            Way::Direct(phases) => phases
+                .into_iter()
+                .filter_map(|phase| phase.conv)
+                .for_each(|conv| memory.give(Box::new(conv).into_lines())),
+            Way::Winograd(step) => step.into_memory(memory),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "those of `new` and the tier")]
     fn on(
         tier: &'static Tier,
         window: Window,
         weight: &[f32],
         grad: &View,
         src: &View,
+        tile: Option<WinogradTile>,
         images: usize,
-        threads: usize,
+        par: Par,
+        memory: &mut PackedMemory,
     ) -> Self {
+        let threads = if par == Par::Serial { 1 } else { rayon::current_num_threads() };
         let grad = View { place: Place::Images, ..grad.clone() };
         let src = View { place: Place::Arena, ..src.clone() };
         super::check_extents(&window, &src, &View { place: Place::Arena, ..grad.clone() });
@@ -131,6 +158,15 @@ impl InputGradient {
             outputs * group_in * kernel_h * kernel_w,
             "input gradient: length of weight"
         );
+        let macs = (weight.len() * grad.size[0] * grad.size[1]) as u64;
+        if let Some(tile) = tile {
+            let fits = tile.fits_gradient(&window, &src, &grad);
+            assert!(fits, "input gradient: {tile:?} for {window:?}");
+            let lines = memory.take();
+            let step =
+                Step::winograd_gradient(tier, tile, window, weight, &grad, &src, images, threads, par, lines);
+            return Self { way: Way::Winograd(step), grad, src, images, macs };
+        }
         let [stride_h, stride_w] = window.stride;
         let mut phases = Vec::new();
         let (rows, columns) = (stride_h.min(src.size[0]), stride_w.min(src.size[1]));
@@ -179,18 +215,27 @@ impl InputGradient {
                 taps: &taps,
             };
             let (from, to, _) = super::flatten(&window, &from, &pixels, None);
-            let conv = Conv::of(tier, window, &source, false, from, None, to);
+            let conv = Conv::of(tier, window, &source, false, from, None, to, memory.take());
             phases.push(Phase { pixels, conv: Some(conv.scheduled(images, threads)) });
         }
-        let macs = (weight.len() * grad.size[0] * grad.size[1]) as u64;
-        Self { phases, grad, src, images, macs }
+        Self { way: Way::Direct(phases), grad, src, images, macs }
     }
 
-    /// Overwrites the gradient of the input of `images` images, zeros in its border included.
+    /// Numbers of scratch memory for each thread, and [`Step::SCRATCH_MORE`] in all.
+    pub fn scratch_len(&self) -> usize {
+        match &self.way {
+            Way::Direct(_) => 0,
+            Way::Winograd(step) => step.scratch_len(),
+        }
+    }
+
+    /// Overwrites the gradient of the input of `images` images, zeros in its border included. As many threads take part as
+    /// `scratch` is long enough for, if any is needed.
     ///
     /// # Panics
-    /// If a slice is shorter than its view, or there are more images than it was made for.
-    pub fn run(&self, images: usize, grad: &[f32], src: &mut [f32], par: Par) {
+    /// If a slice is shorter than its view, or there are more images than it was made for, or not enough scratch memory for one
+    /// thread.
+    pub fn run(&self, images: usize, grad: &[f32], src: &mut [f32], scratch: &mut [f32], par: Par) {
         assert!(images <= self.images, "input gradient: {images} images of {}", self.images);
         for (name, view, found) in [("gradient", &self.grad, grad.len()), ("input", &self.src, src.len())] {
             let inside = view.inside(images, found);
@@ -198,7 +243,12 @@ impl InputGradient {
         }
         let memory = Memory { images: grad.as_ptr(), arena: src.as_mut_ptr(), ..Memory::default() };
         let threads = par.threads(self.macs * images as u64);
-        for Phase { pixels, conv } in &self.phases {
+        let phases = match &self.way {
+            Way::Direct(phases) => phases,
+            // SAFETY: the views are inside the slices, which are different ones.
+            Way::Winograd(step) => return unsafe { step.run_jobs(images, &memory, scratch, threads) },
+        };
+        for Phase { pixels, conv } in phases {
             match conv {
                 Some(conv) => for_each_job(threads, conv.jobs(images), &mut [], 0, |job, _| {
                     // SAFETY: the views are inside the slices, which are different ones, and every job runs once.
@@ -210,8 +260,7 @@ impl InputGradient {
                 }),
             }
         }
-        if self.src.border != [0, 0] && self.phases.first().is_none_or(|phase| phase.pixels.border == [0, 0])
-        {
+        if self.src.border != [0, 0] && phases.first().is_none_or(|phase| phase.pixels.border == [0, 0]) {
             let blocks = 0..self.src.blocks();
             for_each_job(threads, images, &mut [], 0, |image, _| {
                 // SAFETY: as above.
@@ -308,22 +357,47 @@ mod tests {
         let expected = oracle(&shape, &g, &weight);
         let depth = (shape.out_channels / groups * kernel[0] * kernel[1]) as f64;
         for tier in available() {
-            let run = |par: Par, threads: usize| {
-                let gradient = InputGradient::on(tier, window, &weight, &grad, &src, images + 2, threads);
-                let mut memory = vec![f32::NAN; src.extent(images).end];
-                memory[..src.extent(images).start].fill(0.0);
-                gradient.run(images, &grad_memory, &mut memory, par);
-                memory
-            };
-            let memory = run(Par::Serial, 1);
-            check_zeros(&src, images, &memory);
-            for (found, expected) in unpack(&src, images, &memory).iter().zip(&expected) {
-                let error = (f64::from(*found) - expected).abs();
-                assert!(error <= 1e-6 * depth.max(4.0), "{tier:?} {window:?}: {found}, expected {expected}");
-            }
-            for threads in [2, 3, 7] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                assert_eq!(pool.install(|| run(Par::Rayon, threads)), memory);
+            let tiles = WinogradTile::ALL.into_iter().filter(|t| t.fits_gradient(&window, &src, &grad));
+            for tile in std::iter::once(None).chain(tiles.map(Some)) {
+                let run = |par: Par| {
+                    // In memory that held the filters of another layer.
+                    let mut used = PackedMemory::default();
+                    let other = View::blocked(0, &[16], [2, 2], [0, 0]);
+                    let one = window_of_one();
+                    InputGradient::on(tier, one, &[f32::NAN; 256], &other, &other, None, 1, par, &mut used)
+                        .into_memory(&mut used);
+                    let gradient = InputGradient::on(
+                        tier,
+                        window,
+                        &weight,
+                        &grad,
+                        &src,
+                        tile,
+                        images + 2,
+                        par,
+                        &mut used,
+                    );
+
+                    let mut memory = vec![f32::NAN; src.extent(images).end];
+                    memory[..src.extent(images).start].fill(0.0);
+                    let mut scratch = vec![f32::NAN; 7 * gradient.scratch_len() + Step::SCRATCH_MORE];
+                    gradient.run(images, &grad_memory, &mut memory, &mut scratch, par);
+                    memory
+                };
+                let memory = run(Par::Serial);
+                check_zeros(&src, images, &memory);
+                let bound = tile.map_or(1e-6, |tile| f64::from(tile.error_bound(kernel[0])));
+                for (found, expected) in unpack(&src, images, &memory).iter().zip(&expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(
+                        error <= bound * depth.max(4.0),
+                        "{tier:?} {tile:?} {window:?}: {found}, expected {expected}"
+                    );
+                }
+                for threads in [2, 3, 7] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    assert_eq!(pool.install(|| run(Par::Rayon)), memory);
+                }
             }
         }
         let mut second = vec![0.0; shape.src_len()];
@@ -334,6 +408,10 @@ mod tests {
                 "{found} {expected}"
             );
         }
+    }
+
+    fn window_of_one() -> Window {
+        window([1, 1], [1, 1], [0, 0], 1)
     }
 
     fn window(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2], groups: usize) -> Window {
@@ -369,12 +447,34 @@ mod tests {
     }
 
     #[test]
+    fn convolutions_that_winograd_fits_equal_the_formula() {
+        let three = |padding: [usize; 2], groups| window([3, 3], [1, 1], padding, groups);
+        check_case(three([1, 1], 1), &[64], &[32], [16, 13]);
+        check_case(three([0, 2], 1), &[7], &[40], [5, 9]);
+        check_case(three([1, 1], 2), &[32, 32], &[48, 48], [8, 8]);
+        check_case(three([1, 1], 1), &[33], &[21], [2, 2]);
+        let five = |padding: [usize; 2], groups| window([5, 5], [1, 1], padding, groups);
+        check_case(five([2, 2], 1), &[32], &[48], [16, 13]);
+        check_case(five([0, 0], 1), &[20], &[50], [12, 12]);
+        check_case(five([4, 1], 2), &[16, 16], &[32, 32], [5, 7]);
+    }
+
+    #[test]
     fn gradients_without_room_for_zeros_are_refused() {
         let window = window([3, 3], [1, 1], [1, 1], 1);
         let view = |border| View::blocked(0, &[16], [4, 4], border);
         let make = |border| {
             std::panic::catch_unwind(|| {
-                InputGradient::new(window, &[0.0; 16 * 16 * 9], &view(border), &view([1, 1]), 1, 1)
+                InputGradient::new(
+                    window,
+                    &[0.0; 16 * 16 * 9],
+                    &view(border),
+                    &view([1, 1]),
+                    None,
+                    1,
+                    Par::Serial,
+                    &mut PackedMemory::default(),
+                )
             })
         };
         assert!(make([1, 1]).is_ok());

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Window, blocks_of};
+use super::{Weights, Window, blocks_of};
 use crate::blocked::micro::{self, Run};
 use crate::blocked::{BLOCK, View};
 use crate::tier::Tier;
@@ -12,22 +12,58 @@ const RESIDENT: usize = 8 * 1024;
 
 /// Filters as they are given.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source<'a> {
-    pub(super) weight: &'a [f32],
+pub(in crate::blocked) struct Source<'a> {
+    pub(in crate::blocked) weight: &'a [f32],
     /// `[out_channels]`.
-    pub(super) bias: Option<&'a [f32]>,
+    pub(in crate::blocked) bias: Option<&'a [f32]>,
     /// From an output to the next one of its group, and from a channel that it reads to the next.
-    pub(super) strides: [usize; 2],
+    pub(in crate::blocked) strides: [usize; 2],
     /// From a group to the next.
-    pub(super) group: usize,
+    pub(in crate::blocked) group: usize,
     /// Place of each tap among those of a filter.
-    pub(super) taps: &'a [usize],
+    pub(in crate::blocked) taps: &'a [usize],
+}
+
+impl<'a> Source<'a> {
+    /// Filters `[outputs, inputs / groups, taps]`.
+    pub(in crate::blocked) fn of(
+        weights: &Weights<'a>,
+        window: &Window,
+        src: &View,
+        dst: &View,
+        taps: &'a [usize],
+    ) -> Self {
+        let (group_in, group_out) = (src.channels() / window.groups, dst.channels() / window.groups);
+        Self {
+            weight: weights.weight,
+            bias: weights.bias,
+            strides: [group_in * taps.len(), taps.len()],
+            group: group_out * group_in * taps.len(),
+            taps,
+        }
+    }
 }
 
 /// A cache line of numbers, so that packed weights are aligned.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Line([f32; BLOCK]);
+pub(crate) struct Line(pub(in crate::blocked) [f32; BLOCK]);
+
+/// Memory of packed filters, to be used again: training packs them in every iteration.
+#[derive(Debug, Default)]
+pub struct PackedMemory(Vec<Vec<Line>>);
+
+impl PackedMemory {
+    pub(in crate::blocked) fn take(&mut self) -> Vec<Line> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    pub(in crate::blocked) fn give(&mut self, lines: Vec<Line>) {
+        self.0.push(lines);
+        // The largest one last, which is taken first.
+        self.0.sort_by_key(Vec::capacity);
+    }
+}
 
 /// How a pass multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +135,17 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    pub(super) fn new(tier: &Tier, window: &Window, source: &Source<'_>, src: &View, dst: &View) -> Self {
-        let mut filters = Self { passes: Vec::new(), inputs: Vec::new(), lines: Vec::new() };
+    /// In memory that held others before.
+    pub(super) fn new(
+        tier: &Tier,
+        window: &Window,
+        source: &Source<'_>,
+        src: &View,
+        dst: &View,
+        mut lines: Vec<Line>,
+    ) -> Self {
+        lines.clear();
+        let mut filters = Self { passes: Vec::new(), inputs: Vec::new(), lines };
         let group_in = src.channels() / window.groups;
         let group_out = dst.channels() / window.groups;
         let mut first = 0;
@@ -244,6 +289,10 @@ impl Filters {
 
     pub(super) fn thin_weight(&self, pass: &Pass) -> *const f32 {
         self.lines[pass.weight..].as_ptr().cast()
+    }
+
+    pub(super) fn into_lines(self) -> Vec<Line> {
+        self.lines
     }
 
     /// Multiply-accumulate operations for a pixel of the result, padding of lanes included.

@@ -80,8 +80,8 @@ impl Pair {
         let middle_len = tile.memory_len(tile_images);
         // As high as the whole map, with the strides of a tile.
         let map = View { size: [dst.size[0], width], ..tile };
-        let first = Conv::whole(tier, first.0, first.1, src.clone(), None, map.clone());
-        let second = Conv::whole(tier, second.0, second.1, map, add.cloned(), dst.clone());
+        let first = Conv::whole(tier, first.0, first.1, src.clone(), None, map.clone(), Vec::new());
+        let second = Conv::whole(tier, second.0, second.1, map, add.cloned(), dst.clone(), Vec::new());
         Self { first, second, schedule, middle_len }
     }
 }

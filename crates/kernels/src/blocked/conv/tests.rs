@@ -94,6 +94,7 @@ fn check_case(case: &Case) {
                 &dst,
                 case.images,
                 threads,
+                Vec::new(),
             ))]
         };
         let memory = run(make, case.images, &arena);
@@ -238,8 +239,28 @@ fn a_pair_equals_its_two_convolutions_bit_for_bit() {
             let b = Weights { weight: &second_weight, bias: Some(&second_bias), relu: true };
             let two = |threads: usize| {
                 vec![
-                    Step::from_stage(Conv::new(tier, first, a, &src, None, &middle, images, threads)),
-                    Step::from_stage(Conv::new(tier, second, b, &middle, Some(&add), &dst, images, threads)),
+                    Step::from_stage(Conv::new(
+                        tier,
+                        first,
+                        a,
+                        &src,
+                        None,
+                        &middle,
+                        images,
+                        threads,
+                        Vec::new(),
+                    )),
+                    Step::from_stage(Conv::new(
+                        tier,
+                        second,
+                        b,
+                        &middle,
+                        Some(&add),
+                        &dst,
+                        images,
+                        threads,
+                        Vec::new(),
+                    )),
                 ]
             };
             let one = |threads: usize| {
@@ -275,7 +296,8 @@ fn a_thin_combination_of_one_image_is_work_for_several_threads() {
     let window = Window { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
     let weights = Weights { weight: &[0.5; 48 * 21], bias: None, relu: false };
     for tier in available() {
-        let jobs = |threads| Conv::new(tier, window, weights, &src, None, &dst, 1, threads).jobs(1);
+        let jobs =
+            |threads| Conv::new(tier, window, weights, &src, None, &dst, 1, threads, Vec::new()).jobs(1);
         assert!(jobs(1) == 1 && jobs(2) >= 2, "{tier:?}: {} and {} jobs", jobs(1), jobs(2));
     }
 }

@@ -1,154 +1,124 @@
 //! Gradient of a convolution of blocked maps with respect to its filters and biases.
 //!
 //! `grad_weight[o, c, r, s]` is the sum over images and pixels of the gradient of output `o` times the number that it read: a
-//! product whose depth are the pixels. Output channels lie in the lanes; a block of sums holds some numbers of the input that
-//! follow each other (channels, or taps of a planar map) times some blocks of outputs, and runs over pixels.
-//!
-//! Images are cut into chunks, each with sums of its own, which are added in order. Both the cut and the order depend on the
-//! extents alone, so the result has the same bits for any number of threads.
-#![expect(unsafe_code, reason = "tiles read maps through pointers and add to shared sums")]
+//! product whose depth are the pixels. It is computed as it stands, or tile by tile by Winograd's method.
+#![expect(unsafe_code, reason = "methods read maps through pointers that are checked here")]
 
-use std::ops::Range;
+mod direct;
+mod product;
+#[cfg(test)]
+mod tests;
+mod transformed;
 
-use super::pack::at_once;
-use super::{Window, blocks_of};
-use crate::blocked::lanes::{Kernel, Lanes};
-use crate::blocked::{BLOCK, View};
-use crate::par::{Par, Shared, for_each_job};
-use crate::tier::{self, Tier, Vectorised};
-
-/// Most columns in a block of sums.
-const MAX_COLUMNS: usize = 16;
-/// Bytes of input and gradient that a tile reads again and again, tap after tap: most of a first-level cache.
-const RESIDENT: usize = 32 * 1024;
-/// Fewest pixels of a tile, if there are as many: its sums are read and written once.
-const PIXELS: usize = 256;
-/// Jobs, if there are as many images: enough for the threads of a small machine, few enough that adding them up costs little.
-const JOBS: usize = 16;
+use super::{Window, check_extents};
+use crate::blocked::{BLOCK, Step, View, WinogradTile};
+use crate::par::{Par, aligned};
+use crate::tier::{self, Tier};
+use direct::Direct;
+use transformed::Transformed;
 
 /// The gradient of a convolution with respect to its filters, for maps laid out in a given way.
 #[derive(Debug)]
 pub struct WeightGradient {
-    tier: &'static Tier,
     src: View,
     grad: View,
-    /// From the input of one pixel, or row of pixels, to that of the next.
-    step: usize,
-    row_step: usize,
-    passes: Vec<Pass>,
-    /// Rows and images of a tile, images of a chunk, chunks.
-    rows: usize,
-    at_once: usize,
-    chunk: usize,
     images: usize,
-    /// Numbers of all sums of a chunk.
+    /// Numbers of the filters.
     len: usize,
-    group_in: usize,
-    group_out: usize,
-    taps: usize,
+    method: Box<dyn Method>,
 }
 
-/// Blocks of outputs that are computed together.
-#[derive(Debug)]
-struct Pass {
-    block: usize,
-    blocks: usize,
-    /// Outputs of each block.
-    outputs: Vec<Range<usize>>,
-    columns: Vec<Column>,
-    /// First number of its sums `[column, blocks, BLOCK]`, then those of the biases `[blocks, BLOCK]`.
-    sums: usize,
-}
-
-/// Numbers of the input that follow each other.
-#[derive(Clone, Copy, Debug)]
-struct Column {
-    /// From the input's pixel (0, 0) to the first of them, for output pixel (0, 0).
-    offset: isize,
-    len: usize,
-    /// First line of sums.
-    line: usize,
-    /// Channel and tap of the first.
-    channel: usize,
-    tap: usize,
-    /// Whether they are channels of one tap, not taps of one channel.
-    channels: bool,
+/// A way of computing it. The result has the same bits for any number of threads.
+trait Method: Send + Sync + std::fmt::Debug {
+    /// Numbers of the sums that images add to.
+    fn sums_len(&self) -> usize;
+    /// Numbers of scratch memory for [`add`](Self::add), and for [`run`](Self::run) with any number of threads.
+    fn add_scratch_len(&self) -> usize;
+    fn run_scratch_len(&self) -> usize;
+    /// Adds what some images give to the sums, on the calling thread.
+    ///
+    /// # Safety
+    /// The views of so many images are inside the memory; `scratch` is long enough and begins at a cache line.
+    unsafe fn add(
+        &self,
+        images: usize,
+        src: *const f32,
+        grad: *const f32,
+        sums: &mut [f32],
+        scratch: &mut [f32],
+    );
+    /// The gradients of some images.
+    ///
+    /// # Safety
+    /// As [`add`](Self::add), and `weight` and `bias` have the right lengths.
+    #[expect(clippy::too_many_arguments, reason = "operands and results of one sum")]
+    unsafe fn run(
+        &self,
+        images: usize,
+        src: &[f32],
+        grad: &[f32],
+        weight: &mut [f32],
+        bias: Option<&mut [f32]>,
+        scratch: &mut [f32],
+        par: Par,
+    );
+    /// The gradients from several sums, one after the other in `sums`, added in order; what those hold is lost. Lengths were
+    /// checked.
+    fn finish(&self, sums: &mut [f32], weight: &mut [f32], bias: Option<&mut [f32]>, par: Par);
 }
 
 impl WeightGradient {
     /// For filters `[outputs, inputs / groups, kernel_h, kernel_w]` over `src`, whose results have gradients like `grad`, and up
-    /// to `images` images.
+    /// to `images` images; by Winograd's method if there is a `tile`.
     ///
     /// # Panics
-    /// If the extents do not describe a convolution of these maps, or `grad` is not blocked.
-    pub fn new(window: Window, src: &View, grad: &View, images: usize) -> Self {
-        Self::on(tier::active(), window, src, grad, images)
+    /// If the extents do not describe a convolution of these maps, or `grad` is not blocked, or there is a tile and it
+    /// does not [fit](WinogradTile::fits).
+    pub fn new(window: Window, src: &View, grad: &View, tile: Option<WinogradTile>, images: usize) -> Self {
+        Self::on(tier::active(), window, src, grad, tile, images)
     }
 
-    fn on(tier: &'static Tier, window: Window, src: &View, grad: &View, images: usize) -> Self {
-        super::check_extents(&window, src, grad);
+    fn on(
+        tier: &'static Tier,
+        window: Window,
+        src: &View,
+        grad: &View,
+        tile: Option<WinogradTile>,
+        images: usize,
+    ) -> Self {
+        check_extents(&window, src, grad);
         assert!(grad.pixel_stride == BLOCK, "weight gradient: the gradient is not blocked");
-        let Window { kernel, stride, groups, .. } = window;
-        let (group_in, group_out) = (src.channels() / groups, grad.channels() / groups);
-        let taps = kernel[0] * kernel[1];
-        let mut passes: Vec<Pass> = Vec::new();
-        let mut len = 0;
-        let mut first = 0;
-        let wanted: Vec<(Range<usize>, Range<usize>)> = (grad.lanes.iter())
-            .map(|lanes| {
-                let outputs = first..first + usize::from(*lanes);
-                first = outputs.end;
-                let groups = outputs.start / group_out..outputs.end.div_ceil(group_out);
-                (outputs, groups.start * group_in..groups.end * group_in)
-            })
-            .collect();
-        let mut block = 0;
-        while block < wanted.len() {
-            let channels = wanted[block].1.clone();
-            let same = wanted[block..].iter().take_while(|(_, other)| *other == channels).count();
-            let blocks = at_once(same, tier.blocks);
-            let most = (tier.sums / blocks).min(MAX_COLUMNS);
-            let columns = columns(&window, src, channels, most);
-            let lines: usize = columns.iter().map(|column| column.len).sum();
-            let outputs = wanted[block..block + blocks].iter().map(|(outputs, _)| outputs.clone()).collect();
-            passes.push(Pass { block, blocks, outputs, columns, sums: len });
-            len += (lines + 1) * blocks * BLOCK;
-            block += blocks;
-        }
-        let [height, width] = grad.size;
-        let widest = passes.iter().map(|pass| pass.blocks).max().unwrap_or(1);
-        let row = size_of::<f32>() * BLOCK * width * (widest + stride[0] * stride[1]);
-        let rows = (RESIDENT / row.max(1)).max(PIXELS.div_ceil(width.max(1))).clamp(1, height.max(1));
-        let rows = height.div_ceil(height.div_ceil(rows).max(1)).max(1);
-        let chunks = JOBS.div_ceil(passes.len().max(1)).clamp(1, images.max(1));
-        let chunk = images.div_ceil(chunks).max(1);
-        let at_once = if rows == height { (PIXELS / (height * width).max(1)).clamp(1, chunk) } else { 1 };
-        Self {
-            tier,
-            step: stride[1] * src.pixel_stride / src.phases,
-            row_step: stride[0] * src.row_stride,
-            src: src.clone(),
-            grad: grad.clone(),
-            passes,
-            rows,
-            at_once,
-            chunk,
-            images,
-            len,
-            group_in,
-            group_out,
-            taps,
-        }
+        let fits = tile.is_none_or(|tile| tile.fits(&window, src, grad));
+        assert!(fits, "weight gradient: {tile:?} for {window:?}");
+        let method: Box<dyn Method> = match (tile, window.kernel[0]) {
+            (None, _) => Box::new(Direct::new(tier, window, src, grad, images)),
+            (Some(WinogradTile::Two), 3) => {
+                Box::new(Transformed::<4, 3>::new(tier, window, src, grad, images))
+            }
+            (Some(WinogradTile::Two), _) => {
+                Box::new(Transformed::<6, 5>::new(tier, window, src, grad, images))
+            }
+            (Some(WinogradTile::Four), _) => {
+                Box::new(Transformed::<6, 3>::new(tier, window, src, grad, images))
+            }
+        };
+        let len = grad.channels() * src.channels() / window.groups * window.kernel[0] * window.kernel[1];
+        Self { src: src.clone(), grad: grad.clone(), images, len, method }
     }
 
     /// Numbers of scratch memory for [`run`](Self::run).
     pub fn scratch_len(&self) -> usize {
-        self.len * self.images.div_ceil(self.chunk).max(1)
+        self.method.run_scratch_len() + Step::SCRATCH_MORE
     }
 
-    /// Numbers of the sums of [`add`](Self::add).
+    /// Numbers of the sums of [`add`](Self::add), and of its scratch memory.
     pub fn sums_len(&self) -> usize {
-        self.len
+        self.method.sums_len()
+    }
+
+    /// Numbers of the scratch memory of [`add`](Self::add), and [`Step::SCRATCH_MORE`].
+    pub fn add_scratch_len(&self) -> usize {
+        self.method.add_scratch_len()
     }
 
     fn check(&self, images: usize, src: &[f32], grad: &[f32]) {
@@ -159,20 +129,25 @@ impl WeightGradient {
         }
     }
 
-    /// Adds what `images` images give to sums in an order of their own, on the calling thread.
+    /// Adds what `images` images give to sums in an order of their own, on the calling thread. What `scratch` holds does not
+    /// matter.
     ///
     /// # Panics
-    /// If a slice is shorter than its view, `sums` has another length than [`sums_len`](Self::sums_len), or there are more images
-    /// than it was made for.
-    pub fn add(&self, images: usize, src: &[f32], grad: &[f32], sums: &mut [f32]) {
+    /// If a slice is shorter than its view, `sums` has another length than [`sums_len`](Self::sums_len), `scratch` is too short,
+    /// or there are more images than it was made for.
+    pub fn add(&self, images: usize, src: &[f32], grad: &[f32], sums: &mut [f32], scratch: &mut [f32]) {
         self.check(images, src, grad);
-        assert_eq!(sums.len(), self.len, "weight gradient: length of sums");
-        for pass in &self.passes {
-            let sums = &mut sums[pass.sums..][..pass.lines() * pass.blocks * BLOCK];
-            let (src, grad, sums) = (src.as_ptr(), grad.as_ptr(), sums.as_mut_ptr());
-            // SAFETY: the views are inside the slices, and these sums belong to this pass alone.
-            unsafe { self.tier.launch(PassOf { all: self, pass, images: 0..images, src, grad, sums }) };
-        }
+        assert_eq!(sums.len(), self.sums_len(), "weight gradient: length of sums");
+        let scratch = aligned(scratch);
+        assert!(scratch.len() >= self.add_scratch_len(), "weight gradient: length of scratch");
+        // SAFETY: the views are inside the slices, and the scratch memory is long enough.
+        unsafe { self.method.add(images, src.as_ptr(), grad.as_ptr(), sums, scratch) };
+    }
+
+    fn check_results(&self, weight: &[f32], bias: Option<&[f32]>) {
+        assert_eq!(weight.len(), self.len, "weight gradient: length of weight");
+        let outputs = self.grad.channels();
+        assert!(bias.is_none_or(|bias| bias.len() == outputs), "weight gradient: length of bias");
     }
 
     /// Overwrites the gradients of the filters and of the biases `[outputs]`, if those are asked for, with the sums over `images`
@@ -193,375 +168,21 @@ impl WeightGradient {
         par: Par,
     ) {
         self.check(images, src, grad);
+        self.check_results(weight, bias.as_deref());
         assert!(scratch.len() >= self.scratch_len(), "weight gradient: length of scratch");
-        let chunks = images.div_ceil(self.chunk).max(1);
-        let (scratch, _) = scratch.split_at_mut(self.len * chunks);
-        let macs = (weight.len() * self.grad.size[0] * self.grad.size[1] * images) as u64;
-        let threads = par.threads(macs);
-        let sums = Shared::new(scratch);
-        for_each_job(threads, chunks * self.passes.len(), &mut [], 0, |job, _| {
-            let (chunk, pass) = (job / self.passes.len(), &self.passes[job % self.passes.len()]);
-            let pass_len = pass.lines() * pass.blocks * BLOCK;
-            let part = PassOf {
-                all: self,
-                pass,
-                images: chunk * self.chunk..images.min((chunk + 1) * self.chunk),
-                src: src.as_ptr(),
-                grad: grad.as_ptr(),
-                sums: sums.part(chunk * self.len + pass.sums, pass_len),
-            };
-            // SAFETY: the views are inside the slices, and these sums belong to this job alone.
-            unsafe {
-                std::ptr::write_bytes(part.sums, 0, pass_len);
-                self.tier.launch(part);
-            }
-        });
-        self.finish(scratch, weight, bias, par);
+        // SAFETY: the views are inside the slices, and the scratch memory is long enough.
+        unsafe { self.method.run(images, src, grad, weight, bias, aligned(scratch), par) };
     }
 
     /// Overwrites the gradients of the filters and of the biases, if those are asked for, with the total of several sums, one after
-    /// the other in `sums`, added in order.
+    /// the other in `sums`, added in order; what those hold is lost.
     ///
     /// # Panics
     /// If a length does not fit.
-    pub fn finish(&self, sums: &mut [f32], weight: &mut [f32], mut bias: Option<&mut [f32]>, par: Par) {
-        let outputs = self.grad.channels();
-        assert_eq!(weight.len(), outputs * self.group_in * self.taps, "weight gradient: length of weight");
-        assert!(bias.as_ref().is_none_or(|bias| bias.len() == outputs), "weight gradient: length of bias");
-        assert!(!sums.is_empty() && sums.len().is_multiple_of(self.len), "weight gradient: length of sums");
-        let chunks = sums.len() / self.len;
-        // All sums into the first ones; then to where the filters have them.
-        let (first, others) = sums.split_at_mut(self.len);
-        let weight = Shared::new(weight);
-        let bias = bias.as_mut().map(|bias| Shared::new(bias));
-        let first = Shared::new(first);
-        // Reading a number costs about as much as a few multiplications.
-        let threads = par.threads(8 * (self.len * chunks) as u64);
-        let cuts: Vec<(usize, Range<usize>)> = (self.passes.iter().enumerate())
-            .flat_map(|(pass, Pass { columns, .. })| {
-                let step = columns.len().div_ceil(4).max(1);
-                let ranges = (0..columns.len()).step_by(step);
-                ranges.map(move |from| (pass, from..columns.len().min(from + step)))
-            })
-            .collect();
-        for_each_job(threads, cuts.len(), &mut [], 0, |job, _| {
-            let (pass, range) = &cuts[job];
-            let pass = &self.passes[*pass];
-            let line = pass.blocks * BLOCK;
-            let from = pass.columns[range.start].line;
-            // The last columns take the biases with them.
-            let last = range.end == pass.columns.len();
-            let to = if last { pass.lines() } else { pass.columns[range.end].line };
-            let (at, len) = (pass.sums + from * line, (to - from) * line);
-            // SAFETY: these sums, and the weights and biases that they belong to, are this job's alone; `part` checks that they
-            // are inside.
-            unsafe {
-                let sums = std::slice::from_raw_parts_mut(first.part(at, len), len);
-                for other in others.chunks_exact(self.len) {
-                    tier::vectorised(Sum { sums: &mut *sums, other: &other[at..at + len] });
-                }
-                for column in &pass.columns[range.clone()] {
-                    let sums = &sums[(column.line - from) * line..][..column.len * line];
-                    self.unpack(pass, column, sums, &weight);
-                }
-                if let Some(bias) = bias.as_ref().filter(|_| last) {
-                    for (outputs, sums) in pass.outputs.iter().zip(sums[len - line..].chunks_exact(BLOCK)) {
-                        let dst = bias.part(outputs.start, outputs.len());
-                        dst.copy_from_nonoverlapping(sums.as_ptr(), outputs.len());
-                    }
-                }
-            }
-        });
-    }
-
-    /// Writes the sums `[column.len, blocks, BLOCK]` of a column to the filters.
-    ///
-    /// # Safety
-    /// Nothing else touches these weights.
-    unsafe fn unpack(&self, pass: &Pass, column: &Column, sums: &[f32], weight: &Shared<'_>) {
-        let (step, line) = (if column.channels { self.taps } else { 1 }, pass.blocks * BLOCK);
-        for (b, outputs) in pass.outputs.iter().enumerate() {
-            for (lane, output) in outputs.clone().enumerate() {
-                // Those of other groups that share a block are not wanted.
-                let first = output / self.group_out * self.group_in;
-                let inside = first..first + self.group_in;
-                let count = if column.channels {
-                    let wanted =
-                        column.channel.max(inside.start)..(column.channel + column.len).min(inside.end);
-                    if wanted.is_empty() {
-                        continue;
-                    }
-                    wanted.start - column.channel..wanted.end - column.channel
-                } else if inside.contains(&column.channel) {
-                    0..column.len
-                } else {
-                    continue;
-                };
-                let channel = column.channel + if column.channels { count.start } else { 0 } - first;
-                let at = (output * self.group_in + channel) * self.taps + column.tap;
-                let dst = weight.part(at, (count.len() - 1) * step + 1);
-                for (i, k) in count.enumerate() {
-                    // SAFETY: `part` checked the last one; the rest is the caller's promise.
-                    unsafe { *dst.add(i * step) = sums[k * line + b * BLOCK + lane] };
-                }
-            }
-        }
+    pub fn finish(&self, sums: &mut [f32], weight: &mut [f32], bias: Option<&mut [f32]>, par: Par) {
+        self.check_results(weight, bias.as_deref());
+        let len = self.sums_len();
+        assert!(!sums.is_empty() && sums.len().is_multiple_of(len), "weight gradient: length of sums");
+        self.method.finish(sums, weight, bias, par);
     }
 }
-
-/// `sums += other`.
-struct Sum<'a> {
-    sums: &'a mut [f32],
-    other: &'a [f32],
-}
-
-impl Vectorised for Sum<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.sums.iter_mut().zip(self.other).for_each(|(sum, other)| *sum += other);
-    }
-}
-
-impl Pass {
-    /// Lines of sums, that of the biases included.
-    fn lines(&self) -> usize {
-        1 + self.columns.last().map_or(0, |column| column.line + column.len)
-    }
-}
-
-/// What the outputs that read these channels read, in pieces of at most `most` numbers that follow each other.
-fn columns(window: &Window, src: &View, channels: Range<usize>, most: usize) -> Vec<Column> {
-    let Window { kernel, padding, dilation, .. } = *window;
-    let origin = src.at(0, 0, 0, 0) as isize;
-    let mut columns: Vec<Column> = Vec::new();
-    let mut line = 0;
-    let mut push = |offset: isize, len: usize, channel: usize, tap: usize, channels: bool| {
-        let parts = len.div_ceil(most);
-        for part in 0..parts {
-            let range = len * part / parts..len * (part + 1) / parts;
-            let (channel, tap) =
-                if channels { (channel + range.start, tap) } else { (channel, tap + range.start) };
-            let offset = offset + range.start as isize;
-            columns.push(Column { offset, len: range.len(), line, channel, tap, channels });
-            line += range.len();
-        }
-    };
-    let mut channel = channels.start;
-    for (block, lanes) in blocks_of(&src.lanes, channels) {
-        for r in 0..kernel[0] {
-            let at = |s: usize| {
-                let y = (r * dilation[0]) as isize - padding[0] as isize;
-                let x = (s * dilation[1]) as isize - padding[1] as isize;
-                src.at(0, block, y, x) as isize - origin
-            };
-            let tap = |s: usize| r * kernel[1] + s;
-            if src.pixel_stride == 1 && src.phases == 1 && dilation[1] == 1 {
-                push(at(0), kernel[1], channel, tap(0), false);
-            } else {
-                for s in 0..kernel[1] {
-                    push(at(s) + lanes.start as isize, lanes.len(), channel, tap(s), true);
-                }
-            }
-        }
-        channel += lanes.len();
-    }
-    columns
-}
-
-/// One pass over the images of a chunk.
-struct PassOf<'a> {
-    all: &'a WeightGradient,
-    pass: &'a Pass,
-    images: Range<usize>,
-    src: *const f32,
-    grad: *const f32,
-    sums: *mut f32,
-}
-
-impl Kernel for PassOf<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let Self { all, pass, images, src, grad, sums } = self;
-        let [height, width] = all.grad.size;
-        let line = pass.blocks * BLOCK;
-        let biases = sums.wrapping_add((pass.lines() - 1) * line);
-        for first in images.clone().step_by(all.at_once) {
-            for top in (0..height).step_by(all.rows) {
-                let mut tile = Tile {
-                    images: all.at_once.min(images.end - first),
-                    rows: all.rows.min(height - top),
-                    width,
-                    columns: 0,
-                    blocks: pass.blocks,
-                    src: std::ptr::null(),
-                    src_step: all.step,
-                    src_row: all.row_step,
-                    src_image: all.src.image_stride,
-                    grad: grad.wrapping_add(all.grad.at(first, pass.block, top as isize, 0)),
-                    grad_row: all.grad.row_stride,
-                    grad_image: all.grad.image_stride,
-                    grad_block: all.grad.block_stride,
-                    sums: biases,
-                };
-                // SAFETY: handed on from the caller: pixels of the gradient, and what they read, are inside the slices.
-                unsafe { add_up::<L>(&tile) };
-                let origin = src.wrapping_add(all.src.at(first, 0, 0, 0) + top * all.row_step);
-                for column in &pass.columns {
-                    tile.columns = column.len;
-                    tile.src = origin.wrapping_offset(column.offset);
-                    tile.sums = sums.wrapping_add(column.line * line);
-                    // SAFETY: as above.
-                    unsafe { multiply::<L>(&tile) };
-                }
-            }
-        }
-    }
-}
-
-/// `sums[k, b, l] += sum over pixels of src[pixel + k] grad[pixel, b, l]`.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    images: usize,
-    rows: usize,
-    width: usize,
-    columns: usize,
-    blocks: usize,
-    src: *const f32,
-    src_step: usize,
-    src_row: usize,
-    src_image: usize,
-    grad: *const f32,
-    grad_row: usize,
-    grad_image: usize,
-    grad_block: usize,
-    sums: *mut f32,
-}
-
-/// `sums[b, l] += sum over pixels of grad[pixel, b, l]`.
-///
-/// # Safety
-/// The machine has `L` and the caller is compiled for it; the pointers are valid for all that [`Tile`] names.
-#[inline(always)]
-unsafe fn add_up<L: Lanes>(tile: &Tile) {
-    // SAFETY: handed on from the caller.
-    unsafe {
-        for b in 0..tile.blocks {
-            let mut sum = L::splat(0.0);
-            for image in 0..tile.images {
-                for y in 0..tile.rows {
-                    let row =
-                        tile.grad.add(image * tile.grad_image + y * tile.grad_row + b * tile.grad_block);
-                    for x in 0..tile.width {
-                        sum = L::add(sum, L::load(row.add(x * BLOCK)));
-                    }
-                }
-            }
-            let dst = tile.sums.add(b * BLOCK);
-            L::store(dst, L::add(L::load(dst), sum));
-        }
-    }
-}
-
-/// # Safety
-/// As [`add_up`], and `columns <= MAX_COLUMNS`, `columns blocks <= L::SUMS`, `blocks <= L::BLOCKS`, both positive.
-#[inline(always)]
-unsafe fn multiply<L: Lanes>(tile: &Tile) {
-    debug_assert!(tile.columns * tile.blocks <= L::SUMS && tile.blocks <= L::BLOCKS, "{tile:?}");
-    // SAFETY: handed on from the caller.
-    unsafe {
-        match tile.blocks {
-            1 => by_columns::<L, 1>(tile),
-            2 => by_columns::<L, 2>(tile),
-            _ => by_columns::<L, 3>(tile),
-        }
-    }
-}
-
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn by_columns<L: Lanes, const BLOCKS: usize>(tile: &Tile) {
-    // SAFETY: handed on from the caller.
-    unsafe {
-        match tile.columns {
-            1 => block::<L, 1, BLOCKS>(tile),
-            2 => block::<L, 2, BLOCKS>(tile),
-            3 => block::<L, 3, BLOCKS>(tile),
-            4 => block::<L, 4, BLOCKS>(tile),
-            5 => block::<L, 5, BLOCKS>(tile),
-            6 => block::<L, 6, BLOCKS>(tile),
-            7 => block::<L, 7, BLOCKS>(tile),
-            8 => block::<L, 8, BLOCKS>(tile),
-            9 => block::<L, 9, BLOCKS>(tile),
-            10 => block::<L, 10, BLOCKS>(tile),
-            11 => block::<L, 11, BLOCKS>(tile),
-            12 => block::<L, 12, BLOCKS>(tile),
-            13 => block::<L, 13, BLOCKS>(tile),
-            14 => block::<L, 14, BLOCKS>(tile),
-            15 => block::<L, 15, BLOCKS>(tile),
-            _ => block::<L, 16, BLOCKS>(tile),
-        }
-    }
-}
-
-/// # Safety
-/// As [`multiply`], with the extents of the tile known at compile time.
-#[inline(always)]
-unsafe fn block<L: Lanes, const COLUMNS: usize, const BLOCKS: usize>(tile: &Tile) {
-    // Blocks of sums that no tier asks for are not compiled.
-    if COLUMNS * BLOCKS <= L::SUMS && BLOCKS <= L::BLOCKS {
-        // SAFETY: handed on from the caller.
-        unsafe { L::call(Block::<'_, COLUMNS, BLOCKS>(tile)) }
-    }
-}
-
-struct Block<'a, const COLUMNS: usize, const BLOCKS: usize>(&'a Tile);
-
-impl<const COLUMNS: usize, const BLOCKS: usize> Kernel for Block<'_, COLUMNS, BLOCKS> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let tile = self.0;
-        if COLUMNS * BLOCKS > L::SUMS || BLOCKS > L::BLOCKS {
-            return;
-        }
-        // SAFETY: every pointer stays inside what `Tile` names.
-        unsafe {
-            let mut sums = [[L::splat(0.0); BLOCKS]; COLUMNS];
-            for image in 0..tile.images {
-                for y in 0..tile.rows {
-                    let mut src = tile.src.add(image * tile.src_image + y * tile.src_row);
-                    let mut grad = tile.grad.add(image * tile.grad_image + y * tile.grad_row);
-                    for _ in 0..tile.width {
-                        let mut g = [L::splat(0.0); BLOCKS];
-                        for (b, g) in g.iter_mut().enumerate() {
-                            *g = L::load(grad.add(b * tile.grad_block));
-                        }
-                        for (k, sums) in sums.iter_mut().enumerate() {
-                            let number = L::splat(*src.add(k));
-                            for (sum, g) in sums.iter_mut().zip(g) {
-                                *sum = L::mul_add(number, g, *sum);
-                            }
-                        }
-                        src = src.wrapping_add(tile.src_step);
-                        grad = grad.wrapping_add(BLOCK);
-                    }
-                }
-            }
-            for (k, sums) in sums.iter().enumerate() {
-                for (b, sum) in sums.iter().enumerate() {
-                    let dst = tile.sums.add((k * BLOCKS + b) * BLOCK);
-                    L::store(dst, L::add(L::load(dst), *sum));
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

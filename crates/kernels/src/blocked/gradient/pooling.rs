@@ -1,9 +1,10 @@
 //! Gradients of pooling.
+#![expect(unsafe_code, reason = "loops of vectors")]
 
-use super::{Fill, Maps};
+use super::{FillLanes, Maps};
 use crate::Par;
-use crate::blocked::pool::windows;
-use crate::blocked::{BLOCK, View};
+use crate::blocked::pool::{adaptive_windows, windows};
+use crate::blocked::{BLOCK, View, lanes};
 use std::ops::Range;
 
 /// Windows of a pooling, see [`Step::max_pool`](crate::blocked::Step::max_pool).
@@ -47,7 +48,7 @@ impl Pooling {
         to.check("max pool", grad_dst.len());
         assert!(view.lanes == to.view.lanes, "max pool: channels differ");
         let windows = self.windows(view, to.view);
-        from.fill(par, grad_src, 2, &Largest { from, to, windows, src, dst, grad: grad_dst });
+        from.fill_lanes(par, grad_src, 2, &Largest { from, to, windows, src, dst, grad: grad_dst });
     }
 
     /// Gradient of the mean of each window, see [`Step::avg_pool`](crate::blocked::Step::avg_pool); `grad_src` is overwritten, zeros in
@@ -77,8 +78,30 @@ impl Pooling {
             let all = windows[d].iter().enumerate();
             all.map(|(i, window)| if count_padding { padded(i) } else { window.len() }).collect()
         });
-        from.fill(par, grad_src, 2, &Mean { from, to, windows, counts, grad: grad_dst });
+        from.fill_lanes(par, grad_src, 2, &Mean { from, to, windows, counts, grad: grad_dst });
     }
+}
+
+/// Gradient of [`Step::adaptive_avg_pool`](crate::blocked::Step::adaptive_avg_pool); `grad_src` is overwritten, zeros in its
+/// border included.
+///
+/// # Panics
+/// As [`Pooling::max_backward`].
+pub fn adaptive_avg_pool_backward(
+    view: &View,
+    images: usize,
+    to: &View,
+    grad_dst: &[f32],
+    grad_src: &mut [f32],
+    par: Par,
+) {
+    let (from, to) = (Maps::new("adaptive pool", view, images), Maps::new("adaptive pool", to, images));
+    from.check("adaptive pool", grad_src.len());
+    to.check("adaptive pool", grad_dst.len());
+    assert!(view.lanes == to.view.lanes, "adaptive pool: channels differ");
+    let windows = [0, 1].map(|d| adaptive_windows(view.size[d], to.view.size[d]));
+    let counts = [0, 1].map(|d: usize| windows[d].iter().map(ExactSizeIterator::len).collect());
+    from.fill_lanes(par, grad_src, 2, &Mean { from, to, windows, counts, grad: grad_dst });
 }
 
 struct Largest<'a> {
@@ -90,9 +113,9 @@ struct Largest<'a> {
     grad: &'a [f32],
 }
 
-impl Fill for Largest<'_> {
+impl FillLanes for Largest<'_> {
     #[inline(always)]
-    fn fill(&self, k: usize, block: &mut [f32]) {
+    unsafe fn fill<L: lanes::Lanes>(&self, k: usize, block: &mut [f32]) {
         let Self { from, to, windows: [rows, columns], .. } = self;
         let (src, dst, grad) = (from.block(self.src, k), to.block(self.dst, k), to.block(self.grad, k));
         for y in 0..from.view.size[0] {
@@ -100,16 +123,19 @@ impl Fill for Largest<'_> {
         }
         for (y, rows) in rows.iter().enumerate() {
             for ((columns, largest), grad) in columns.iter().zip(to.row(dst, y)).zip(to.row(grad, y)) {
-                let mut open = [1.0_f32; BLOCK];
-                for row in rows.clone() {
-                    let numbers = &from.row(src, row)[columns.clone()];
-                    let sums = &mut from.row_mut(block, row)[columns.clone()];
-                    for (sum, number) in sums.iter_mut().zip(numbers) {
-                        for lane in 0..BLOCK {
-                            let hit = if number[lane] == largest[lane] { open[lane] } else { 0.0 };
-                            open[lane] -= hit;
-                            // An infinite gradient must not become NaN elsewhere.
-                            sum[lane] += if hit > 0.0 { grad[lane] } else { 0.0 };
+                // SAFETY: promised by the caller; every pointer is to a whole pixel.
+                unsafe {
+                    let (zero, largest) = (L::splat(0.0), L::load(largest.as_ptr()));
+                    // What no number has taken yet.
+                    let mut left = L::load(grad.as_ptr());
+                    for row in rows.start..rows.end {
+                        let numbers = &from.row(src, row)[columns.start..columns.end];
+                        let sums = &mut from.row_mut(block, row)[columns.start..columns.end];
+                        for (sum, number) in sums.iter_mut().zip(numbers) {
+                            let number = L::load(number.as_ptr());
+                            let taken = L::pick(number, largest, left, zero);
+                            left = L::pick(number, largest, zero, left);
+                            L::store(sum.as_mut_ptr(), L::add(L::load(sum.as_ptr()), taken));
                         }
                     }
                 }
@@ -127,9 +153,9 @@ struct Mean<'a> {
     grad: &'a [f32],
 }
 
-impl Fill for Mean<'_> {
+impl FillLanes for Mean<'_> {
     #[inline(always)]
-    fn fill(&self, k: usize, block: &mut [f32]) {
+    unsafe fn fill<L: lanes::Lanes>(&self, k: usize, block: &mut [f32]) {
         let Self { from, to, windows: [rows, columns], counts, .. } = self;
         let grad = to.block(self.grad, k);
         for y in 0..from.view.size[0] {
@@ -138,10 +164,12 @@ impl Fill for Mean<'_> {
         for (y, rows) in rows.iter().enumerate() {
             for (x, (columns, grad)) in columns.iter().zip(to.row(grad, y)).enumerate() {
                 let count = (counts[0][y] * counts[1][x]) as f32;
-                for row in rows.clone() {
-                    for sum in &mut from.row_mut(block, row)[columns.clone()] {
-                        for lane in 0..BLOCK {
-                            sum[lane] += grad[lane] / count;
+                // SAFETY: promised by the caller; every pointer is to a whole pixel.
+                unsafe {
+                    let share = L::div(L::load(grad.as_ptr()), L::splat(count));
+                    for row in rows.start..rows.end {
+                        for sum in &mut from.row_mut(block, row)[columns.start..columns.end] {
+                            L::store(sum.as_mut_ptr(), L::add(L::load(sum.as_ptr()), share));
                         }
                     }
                 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::blocked::testing::{check_zeros, noise, pack, unpack};
-use crate::{PlaneShape, PoolShape};
+use crate::{LrnShape, PlaneShape, PoolShape};
 
 const IMAGES: usize = 3;
 
@@ -255,4 +255,89 @@ fn a_window_with_a_nan_loses_its_gradient_and_no_other_does() {
     let dx = unpack(&from, IMAGES, &dx);
     assert_eq!(dx.iter().sum::<f32>(), (IMAGES * 4 - 1) as f32);
     assert_eq!([dx[0], dx[1], dx[4], dx[5]], [0.0; 4]);
+}
+
+/// The formulas of local response normalisation, in double precision: the result, and the gradient by the sum of the products of
+/// the gradients of all results with what they change.
+fn lrn_formulas(shape: &LrnShape, within: bool, x: &[f32], g: &[f32]) -> [Vec<f64>; 2] {
+    let [height, width] = shape.size;
+    let half = shape.local_size / 2;
+    let count = if within { shape.local_size.pow(2) } else { shape.local_size };
+    let weight = f64::from(shape.alpha) / count as f64;
+    let beta = f64::from(shape.beta);
+    let places = |i: usize| (i / width / height, i / width % height, i % width);
+    let image = shape.channels * height * width;
+    let near = |i: usize, j: usize| {
+        let ((c, y, x), (d, z, w)) = (places(i), places(j));
+        if within {
+            c == d && y.abs_diff(z) <= half && x.abs_diff(w) <= half
+        } else {
+            (y, x) == (z, w) && c.abs_diff(d) <= half
+        }
+    };
+    let mut found = [Vec::new(), vec![0.0; x.len()]];
+    for (n, x) in x.chunks_exact(image).enumerate() {
+        for i in 0..image {
+            let around: Vec<usize> = (0..image).filter(|j| near(i, *j)).collect();
+            let squares: f64 = around.iter().map(|j| f64::from(x[*j]).powi(2)).sum();
+            let base = f64::from(shape.k) + weight * squares;
+            found[0].push(f64::from(x[i]) * base.powf(-beta));
+            let g = f64::from(g[n * image + i]);
+            found[1][n * image + i] += g * base.powf(-beta);
+            for j in around {
+                let slope = f64::from(x[i]) * base.powf(-beta - 1.0) * 2.0 * weight * f64::from(x[j]);
+                found[1][n * image + j] -= g * beta * slope;
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn local_response_normalisation_is_that_of_the_formulas() {
+    let cases = [
+        (vec![16], [5, 7], 3, 0.75, 1.0),
+        (vec![40], [3, 4], 5, 0.75, 2.0),
+        (vec![3, 20], [4, 3], 5, 0.5, 1.0),
+        (vec![5], [2, 2], 9, 0.6, 1.0),
+        (vec![33], [1, 1], 1, 1.0, 0.5),
+    ];
+    for (segments, size, local_size, beta, k) in cases {
+        let (from, to) =
+            (View::blocked(0, &segments, size, [1, 2]), View::blocked(0, &segments, size, [0, 1]));
+        let shape =
+            LrnShape { batch: IMAGES, channels: from.channels(), size, local_size, alpha: 0.8, beta, k };
+        let norm = LocalNorm { local_size, alpha: 0.8, beta, k };
+        let (x, g) = (noise(shape.len(), 1), noise(shape.len(), 2));
+        let (src, grad) = (packed(&from, &x), packed(&to, &g));
+        let read = View { place: crate::blocked::Place::Images, ..from.clone() };
+        for within in [false, true] {
+            let expected = lrn_formulas(&shape, within, &x, &g);
+            let found = same(|par| {
+                let step = match within {
+                    true => crate::blocked::Step::lrn_within(&read, &to, local_size, 0.8, beta, k),
+                    false => crate::blocked::Step::lrn_across(&read, &to, local_size, 0.8, beta, k),
+                };
+                let mut scratch = vec![f32::NAN; 7 * step.scratch_len() + crate::blocked::Step::SCRATCH_MORE];
+                let mut dst = vec![f32::NAN; to.memory_len(IMAGES)];
+                step.run_in(IMAGES, &src, &mut dst, &mut scratch, par);
+                let mut dx = vec![f32::NAN; from.memory_len(IMAGES)];
+                match within {
+                    true => norm.within_backward(&from, IMAGES, &src, &to, &grad, &mut dx, par),
+                    false => norm.across_backward(&from, IMAGES, &src, &to, &grad, &mut dx, par),
+                }
+                vec![dst, dx]
+            });
+            check_zeros(&to, IMAGES, &found[0]);
+            check_zeros(&from, IMAGES, &found[1]);
+            for (found, expected) in
+                [unpack(&to, IMAGES, &found[0]), unpack(&from, IMAGES, &found[1])].iter().zip(&expected)
+            {
+                for (found, expected) in found.iter().zip(expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(error <= 3e-6, "{norm:?} within {within}: {found}, expected {expected}");
+                }
+            }
+        }
+    }
 }

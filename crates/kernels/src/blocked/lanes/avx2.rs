@@ -139,6 +139,17 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn pick(a: Pair, b: Pair, x: Pair, y: Pair) -> Pair {
+        // SAFETY: as above.
+        unsafe {
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_EQ_OQ>(a[0], b[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_EQ_OQ>(a[1], b[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sum(a: Pair) -> f32 {
         // SAFETY: as above.
         unsafe {

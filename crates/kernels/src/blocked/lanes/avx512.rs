@@ -121,6 +121,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn pick(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b), y, x) }
+    }
+
+    #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {
         // SAFETY: as above.
         unsafe {

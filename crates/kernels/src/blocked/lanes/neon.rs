@@ -138,6 +138,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    unsafe fn pick(a: Four, b: Four, x: Four, y: Four) -> Four {
+        // SAFETY: as above.
+        unsafe { std::array::from_fn(|i| vbslq_f32(vceqq_f32(a[i], b[i]), x[i], y[i])) }
+    }
+
+    #[inline(always)]
     unsafe fn sum(a: Four) -> f32 {
         // SAFETY: as above.
         unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(a[0], a[1]), vaddq_f32(a[2], a[3]))) }

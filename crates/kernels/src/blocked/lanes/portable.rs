@@ -97,6 +97,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn pick(a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| if a[i] == b[i] { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
     unsafe fn sum(a: [f32; 16]) -> f32 {
         let eight: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
         let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);

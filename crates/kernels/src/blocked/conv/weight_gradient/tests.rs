@@ -88,33 +88,16 @@ fn check_case(case: &Case) {
     let (expected, expected_bias) = oracle(&shape, &x, &g);
     let pixels = (case.images * out[0] * out[1]) as f64;
     for tier in available() {
-        let run = |par: Par| {
-            let gradient = WeightGradient::on(tier, case.window, &src, &grad, case.images + 1);
-            let mut scratch = vec![f32::NAN; gradient.scratch_len()];
-            let (mut weight, mut bias) = (vec![f32::NAN; expected.len()], vec![f32::NAN; outputs]);
-            gradient.run(
-                case.images,
-                &src_memory,
-                &grad_memory,
-                &mut weight,
-                Some(&mut bias),
-                &mut scratch,
-                par,
+        let tiles = WinogradTile::ALL.into_iter().filter(|tile| tile.fits(&case.window, &src, &grad));
+        for tile in std::iter::once(None).chain(tiles.map(Some)) {
+            check_tile(
+                case,
+                tier,
+                tile,
+                [&src, &grad],
+                [&src_memory, &grad_memory],
+                [&expected, &expected_bias],
             );
-            (weight, bias)
-        };
-        let (weight, bias) = run(Par::Serial);
-        for (found, expected) in weight.iter().zip(&expected).chain(bias.iter().zip(&expected_bias)) {
-            let error = (f64::from(*found) - expected).abs();
-            assert!(
-                error <= 1e-6 * pixels.sqrt().max(8.0) * 4.0,
-                "{tier:?} {:?}: {found}, expected {expected}",
-                case.window
-            );
-        }
-        for threads in [2, 3, 7] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            assert_eq!(pool.install(|| run(Par::Rayon)), (weight.clone(), bias.clone()));
         }
     }
     // The kernel for dense maps is a second witness.
@@ -124,6 +107,55 @@ fn check_case(case: &Case) {
     for (found, expected) in weight.iter().zip(&expected).chain(bias.iter().zip(&expected_bias)) {
         assert!((f64::from(*found) - expected).abs() <= 1e-5 * pixels.sqrt(), "{found} {expected}");
     }
+}
+
+/// All at once on any number of threads, and some images after others.
+fn check_tile(
+    case: &Case,
+    tier: &'static Tier,
+    tile: Option<WinogradTile>,
+    [src, grad]: [&View; 2],
+    [src_memory, grad_memory]: [&[f32]; 2],
+    [expected, expected_bias]: [&[f64]; 2],
+) {
+    let pixels = (case.images * grad.size[0] * grad.size[1]) as f64;
+    let outputs = grad.channels();
+    let bound = tile.map_or(1e-6, |tile| f64::from(tile.error_bound(case.window.kernel[0])));
+    let check = |weight: &[f32], bias: &[f32]| {
+        for (found, expected) in weight.iter().zip(expected).chain(bias.iter().zip(expected_bias)) {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(
+                error <= bound * pixels.sqrt().max(8.0) * 4.0,
+                "{tier:?} {tile:?} {:?}: {found}, expected {expected}",
+                case.window
+            );
+        }
+    };
+    let run = |par: Par| {
+        let gradient = WeightGradient::on(tier, case.window, src, grad, tile, case.images + 1);
+        let mut scratch = vec![f32::NAN; gradient.scratch_len()];
+        let (mut weight, mut bias) = (vec![f32::NAN; expected.len()], vec![f32::NAN; outputs]);
+        gradient.run(case.images, src_memory, grad_memory, &mut weight, Some(&mut bias), &mut scratch, par);
+        (weight, bias)
+    };
+    let (weight, bias) = run(Par::Serial);
+    check(&weight, &bias);
+    for threads in [2, 3, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert_eq!(pool.install(|| run(Par::Rayon)), (weight.clone(), bias.clone()));
+    }
+    let gradient = WeightGradient::on(tier, case.window, src, grad, tile, 2);
+    let mut sums = vec![0.0; 2 * gradient.sums_len()];
+    let mut scratch = vec![f32::NAN; gradient.add_scratch_len() + Step::SCRATCH_MORE];
+    for first in (0..case.images).step_by(2) {
+        let count = 2.min(case.images - first);
+        let part = |view: &View, memory: &[f32]| memory[first * view.image_stride..].to_vec();
+        let sums = &mut sums[first / 2 % 2 * gradient.sums_len()..][..gradient.sums_len()];
+        gradient.add(count, &part(src, src_memory), &part(grad, grad_memory), sums, &mut scratch);
+    }
+    let (mut weight, mut bias) = (vec![f32::NAN; expected.len()], vec![f32::NAN; outputs]);
+    gradient.finish(&mut sums, &mut weight, Some(&mut bias), Par::Serial);
+    check(&weight, &bias);
 }
 
 fn window(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2], groups: usize) -> Window {
@@ -151,6 +183,11 @@ fn every_kind_of_convolution_equals_the_formula() {
         case(three, &[20], &[53], [7, 7], 2),
         case(three, &[3, 17], &[48], [5, 6], 4),
         case(three, &[16], &[96], [32, 32], 2),
+        case(window([3, 3], [1, 1], [0, 2], 1), &[40], &[20], [5, 6], 3),
+        case(window([3, 3], [1, 1], [1, 1], 2), &[16, 16], &[48, 48], [4, 4], 3),
+        case(three, &[96], &[32], [2, 2], 9),
+        case(window([5, 5], [1, 1], [2, 2], 1), &[32], &[48], [8, 9], 3),
+        case(window([5, 5], [1, 1], [0, 0], 1), &[20], &[50], [12, 12], 2),
         case(window([1, 1], [1, 1], [0, 0], 1), &[40], &[80], [7, 7], 3),
         case(window([1, 1], [2, 2], [0, 0], 1), &[16], &[32], [9, 8], 2),
         case(window([3, 3], [2, 2], [1, 1], 1), &[16], &[33], [13, 14], 2),
@@ -171,7 +208,7 @@ fn every_kind_of_convolution_equals_the_formula() {
 #[test]
 fn lengths_that_do_not_fit_are_refused() {
     let view = View::blocked(0, &[16], [4, 4], [1, 1]);
-    let gradient = WeightGradient::new(window([3, 3], [1, 1], [1, 1], 1), &view, &view, 2);
+    let gradient = WeightGradient::new(window([3, 3], [1, 1], [1, 1], 1), &view, &view, None, 2);
     let memory = vec![0.0; view.extent(2).end];
     let mut scratch = vec![0.0; gradient.scratch_len()];
     let mut run = |images: usize, len: usize, weight: usize| {
