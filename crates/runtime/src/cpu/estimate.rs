@@ -44,8 +44,10 @@ pub(super) fn cycles(program: &Program, unit: Unit, form: Form, options: &Option
 pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool) -> (usize, Option<usize>) {
     let of = |step: &Step, algorithm: Algorithm| {
         let pixels = step.result.shape.spatial().iter().product::<usize>().max(1);
-        let more = match algorithm {
-            Algorithm::Winograd(tile) => (tile.size() + 2).pow(2) as f64 / 9.0,
+        let more = match (algorithm, &step.op) {
+            (Algorithm::Winograd(tile), Op::Conv2d(conv)) => {
+                tile.positions(conv.kernel[0]) as f64 / (conv.kernel[0] * conv.kernel[1]) as f64
+            }
             _ => 1.0,
         };
         ((step.macs / pixels * size_of::<f32>()) as f64 * more) as usize
@@ -102,7 +104,7 @@ fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
             )
         }
         Algorithm::Winograd(tile) => {
-            let (size, positions) = (tile.size(), ((tile.size() + 2) * (tile.size() + 2)) as f64);
+            let (size, positions) = (tile.size(), tile.positions(conv.kernel[0]) as f64);
             let tiles = images * (height.div_ceil(size) * width.div_ceil(size)) as f64;
             let transforms = 2.2 * positions * (blocks(inputs) + blocks(outputs));
             let products = positions * inputs as f64 * blocks(outputs) / 2.0 / 0.85;

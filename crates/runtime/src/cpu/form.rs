@@ -139,19 +139,18 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
         return vec![Algorithm::Depthwise];
     }
     let mut found = vec![Algorithm::Direct];
-    let plain = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
     // Groups are whole blocks by way of the layout, unless they are so small that it leaves them together.
     let whole = |channels: usize| {
         conv.groups == 1
             || (channels / conv.groups).is_multiple_of(BLOCK)
             || channels / conv.groups > BLOCK / 2
     };
-    if plain && from.id != 0 && whole(inputs) && whole(outputs) {
-        for tile in [WinogradTile::Two, WinogradTile::Four] {
-            if tile.error_bound(conv.kernel[0]) <= options.tolerance {
-                found.push(Algorithm::Winograd(tile));
-            }
-        }
+    if from.id != 0 && whole(inputs) && whole(outputs) {
+        let fits = |tile: &WinogradTile| {
+            tile.suits(conv.kernel, conv.stride, conv.dilation)
+                && tile.error_bound(conv.kernel[0]) <= options.tolerance
+        };
+        found.extend(WinogradTile::ALL.into_iter().filter(fits).map(Algorithm::Winograd));
     }
     found
 }
