@@ -85,16 +85,16 @@ fn training_steps_are_those_of_the_tape() {
             let after = numbers(after);
             let var = &net.params().get(id)[slot];
             match grads.get(var) {
-                // Running statistics: the forward pass changed both nets alike.
+                // Running statistics: the forward pass changed both nets alike, but for the rounding of Winograd's method.
                 None => {
                     let pairs = after.iter().zip(numbers(var));
                     let far = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
-                    assert!(far < 1e-6, "{name} {tensor}: {far:e} apart");
+                    assert!(far < 1e-5, "{name} {tensor}: {far:e} apart");
                 }
                 Some(gradient) => {
                     let gradient = numbers(gradient);
                     // A bias before a batch normalisation has a gradient of 0, but for rounding.
-                    let largest = gradient.iter().fold(1e-2f32, |m, g| m.max(g.abs()));
+                    let largest = gradient.iter().fold(3e-2f32, |m, g| m.max(g.abs()));
                     for ((w, b), g) in after.iter().zip(before.data()).zip(&gradient) {
                         let tolerance = 1e-4 * largest + 1e-6 * b.abs();
                         assert!((b - w - g).abs() <= tolerance, "{name} {tensor}: {} for {g}", b - w);
