@@ -152,16 +152,13 @@ impl Relayout {
     /// # Safety
     /// As [`Stage::run`]; the view is not dense.
     unsafe fn clear_planes(&self, memory: &Memory, image: usize, block: usize, from: isize, to: isize) {
-        let left = self.dst.border[1].next_multiple_of(self.dst.phases) as isize;
+        let View { border: [_, beside], size: [_, width], phases, row_stride, .. } = self.dst;
+        let left = beside.next_multiple_of(phases) as isize;
+        // Behind the pixels of a row without phases may lie what is not its own.
+        let len = if phases == 1 { width + 2 * beside } else { row_stride };
         for y in from..to {
-            // SAFETY: handed on from the caller: the row begins with its left border and has `row_stride` numbers.
-            unsafe {
-                std::ptr::write_bytes(
-                    memory.at_mut(&self.dst, image, block, y, -left),
-                    0,
-                    self.dst.row_stride,
-                )
-            };
+            // SAFETY: handed on from the caller: the row begins with its left border and has so many numbers.
+            unsafe { std::ptr::write_bytes(memory.at_mut(&self.dst, image, block, y, -left), 0, len) };
         }
     }
 }

@@ -450,7 +450,9 @@ impl Work for Run<'_> {
                 let passed = lap(&mut times.0);
                 let steps = &mut times.1[before..before + part.steps.len()];
                 let sum: f64 = steps.iter().sum();
-                steps.iter_mut().for_each(|us| *us *= passed / sum.max(f64::MIN_POSITIVE));
+                if sum > 0.0 {
+                    steps.iter_mut().for_each(|us| *us *= passed / sum);
+                }
             }
             (Turn::Together { .. }, step) => self.add_time(step, lap),
         }
@@ -495,6 +497,18 @@ mod tests {
         let shared = View { block_stride: 0, ..View::blocked(0, &[32], [2, 2], [0, 0]) };
         let wide = View::dense(Place::Images, 32, [2, 2]);
         assert!(refused(&[(wide, shared)], 4, Lengths { images: 2 * one, ..far }));
+        // More planes than there is memory, but for what rows have behind their pixels.
+        let planes = View::planar(0, 1, [2, 2], [1, 1], 1);
+        let gaps =
+            View { row_stride: 100, block_stride: 400, image_stride: 400, offset: 101, ..planes.clone() };
+        let mut memory = vec![7.0; 404];
+        Step::relayout(&View::dense(Place::Images, 1, [2, 2]), &gaps).run(
+            1,
+            &[1.0; 4],
+            &mut memory[..304],
+            Par::Serial,
+        );
+        assert_eq!((memory[303], memory[304], memory[104]), (0.0, 7.0, 7.0));
         // Maps that memory cannot hold.
         assert!(refused(&[(image.clone(), own(map(0)))], 1, Lengths { worker: usize::MAX, ..lengths }));
         // The whole batch at once meets nobody.

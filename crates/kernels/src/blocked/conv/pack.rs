@@ -60,8 +60,10 @@ impl PackedMemory {
 
     pub(in crate::blocked) fn give(&mut self, lines: Vec<Line>) {
         self.0.push(lines);
-        // The largest one last, which is taken first.
+        // The largest one last, which is taken first; no more of them than the phases of a stride are at once.
         self.0.sort_by_key(Vec::capacity);
+        let surplus = self.0.len().saturating_sub(16);
+        self.0.drain(..surplus);
     }
 }
 

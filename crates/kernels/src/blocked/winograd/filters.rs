@@ -80,7 +80,7 @@ fn gather<const K: usize>(
         for i in 0..count {
             let weight = &source.weight[first + i * step..];
             // Whole vectors are read where there are as many numbers; what belongs to the next filter is overwritten by that.
-            let whole = weight.len() >= (lanes - 1) * lane_step + BLOCK;
+            let whole = weight.len() >= lanes.saturating_sub(1) * lane_step + BLOCK;
             let depth = if whole { BLOCK.max(K * K) } else { K * K };
             let taps = taps[i * K * K..].as_flattened_mut();
             tier.transpose(weight, lane_step, lanes, depth, taps, BLOCK);

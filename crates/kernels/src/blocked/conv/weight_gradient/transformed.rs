@@ -302,15 +302,14 @@ impl<const N: usize, const K: usize> Method for Transformed<N, K> {
             // inside.
             unsafe {
                 let at = sums.part(pass.sums + range.start, range.len());
-                let own = std::slice::from_raw_parts_mut(at, range.len());
-                own.fill(0.0);
+                std::ptr::write_bytes(at, 0, range.len());
                 let base = at.wrapping_sub(range.start);
                 for first in (0..all).step_by(CHUNK) {
                     let tiles = first..all.min(first + CHUNK);
                     let (inputs, sums) = (inputs.clone(), base);
                     self.tier.launch(Products::<N, K> { all: self, pass, inputs, tiles, room, from, sums });
                 }
-                self.write(pass, inputs, own, &weight);
+                self.write(pass, inputs, std::slice::from_raw_parts(at, range.len()), &weight);
                 if let Some(bias) = bias.as_ref().filter(|_| inputs.start == 0) {
                     let mut biases = [0.0; 3 * BLOCK];
                     let biases = &mut biases[..pass.blocks * BLOCK];
