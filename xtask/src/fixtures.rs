@@ -9,7 +9,7 @@ use std::path::Path;
 
 const SUMS: &str = "fixtures/SHA256SUMS";
 /// Data, as opposed to scripts and prose.
-const DATA: [&str; 3] = ["safetensors", "gz", "json"];
+const DATA: [&str; 4] = ["safetensors", "gz", "json", "pth"];
 
 /// Compares the files with the list.
 pub(crate) fn check() -> Result<()> {

@@ -1,0 +1,39 @@
+use std::path::PathBuf;
+
+/// What can be wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file is not what it should be, or holds what is not supported.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Tensors of a checkpoint do not fit a network; all of them at once.
+    #[error("{}: {} tensors do not fit `{network}`:\n{}", path.display(), problems.len(), problems.join("\n"))]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        network: String,
+        /// One line for each tensor: missing, unknown, or of other extents.
+        problems: Vec<String>,
+    },
+    /// A network cannot be built.
+    #[error(transparent)]
+    Graph(#[from] cofilter_graph::Error),
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
