@@ -102,11 +102,11 @@ impl Room {
 
 /// How training computes a convolution, or what is forced: `TILE` is 0 for sums, 2 or 4.
 fn tile(window: &Window, src: &View, dst: &View, batch: usize) -> Option<WinogradTile> {
-    forced(window, src, dst).unwrap_or_else(|| WinogradTile::fastest(window, src, dst, batch, batch))
+    forced(window, src, dst).unwrap_or_else(|| WinogradTile::fastest(window, src, dst, batch, batch, 1.0))
 }
 
 fn filters_tile(window: &Window, src: &View, grad: &View, batch: usize) -> Option<WinogradTile> {
-    let fastest = || WinogradTile::fastest_gradient(window, src, grad, batch, None, batch);
+    let fastest = || WinogradTile::fastest_gradient(window, src, grad, batch, None, batch, 1.0);
     forced(window, src, grad).unwrap_or_else(fastest)
 }
 

@@ -1,4 +1,5 @@
 use crate::net::{Mode, Net};
+use crate::recipe::TOLERANCE;
 use crate::sweep::{Sweep, logits};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -32,22 +33,23 @@ pub fn evaluate(
     batch: usize,
     device: &Device,
 ) -> Result<Score> {
-    evaluate_net(&Net::new(model, device)?, dataset, preprocessing, batch)
+    evaluate_net(&Net::new(model, device)?, dataset, preprocessing, batch, TOLERANCE)
 }
 
-/// As [`evaluate`], for a network that is being trained.
+/// As [`evaluate`], for a network that is being trained, see [`Recipe::tolerance`](crate::Recipe::tolerance).
 pub(crate) fn evaluate_net(
     net: &Net,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
     batch: usize,
+    tolerance: f32,
 ) -> Result<Score> {
     check_data(net, dataset)?;
     if batch == 0 {
         return Err(Error::Input("evaluation: a batch of 0 images".into()));
     }
     let pipeline = Pipeline::new(dataset, preprocessing, &Augment::default(), 0)?;
-    let mut sweep = Sweep::default();
+    let mut sweep = Sweep::new(tolerance);
     let (mut first, mut among_five, mut loss) = (0usize, 0usize, 0.0);
     let image_len = net.graph().input_shape().elements();
     for start in (0..dataset.len()).step_by(batch) {

@@ -187,7 +187,13 @@ impl Run<'_> {
             if record {
                 let test = match self.fit.test.filter(|_| evaluate) {
                     Some(test) => {
-                        let score = evaluate_net(trainer.net(), test, self.fit.preprocessing, recipe.batch);
+                        let score = evaluate_net(
+                            trainer.net(),
+                            test,
+                            self.fit.preprocessing,
+                            recipe.batch,
+                            recipe.tolerance,
+                        );
                         Some(score.map_err(|error| diverged(error, iteration, trainer, step.loss))?)
                     }
                     None => None,

@@ -44,7 +44,14 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// Iterations between two lines of history; 0: only at evaluations.
     pub record_every: u64,
+    /// Largest error of a convolution's result, relative to its largest one, that a faster algorithm may add to the rounding of a plain
+    /// sum, forward and backward, on CPU: Winograd's is used where the error that is to be expected of it is below, and 0 rules it
+    /// out.
+    pub tolerance: f32,
 }
+
+/// [`Recipe::tolerance`], unless a recipe says otherwise.
+pub(crate) const TOLERANCE: f32 = 1e-4;
 
 impl Default for Recipe {
     fn default() -> Self {
@@ -65,6 +72,7 @@ impl Default for Recipe {
             evaluate_every: 0,
             checkpoint_every: 0,
             record_every: 100,
+            tolerance: TOLERANCE,
         }
     }
 }
@@ -160,6 +168,9 @@ impl Recipe {
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return bad(format!("momentum: expected a number in [0, 1), found {}", self.momentum));
+        }
+        if self.tolerance.is_nan() || self.tolerance < 0.0 {
+            return bad(format!("tolerance: expected a number from 0 up, found {}", self.tolerance));
         }
         if let Some(clip) = self.clip_gradients.filter(|c| !c.is_finite() || *c <= 0.0) {
             return bad(format!("clip_gradients: expected a number above 0, found {clip}"));

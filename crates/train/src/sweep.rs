@@ -142,6 +142,8 @@ impl Trace {
 /// kernel for blocked maps run as the layers of [`ops`] do on the tape, on dense copies.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
+    /// See [`Recipe::tolerance`](crate::Recipe::tolerance).
+    tolerance: f32,
     pool: Pool,
     packed: PackedMemory,
     layout: Option<Layout>,
@@ -154,6 +156,10 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
+    pub(crate) fn new(tolerance: f32) -> Self {
+        Self { tolerance, ..Self::default() }
+    }
+
     pub(crate) fn pool(&mut self) -> &mut Pool {
         &mut self.pool
     }

@@ -66,8 +66,8 @@ impl Trainer {
         }
         let heads: Vec<NodeId> = net.graph().outputs().iter().map(|o| logits(&net, *o)).collect();
         let head_weights = recipe.head_weights(heads.len());
-        let recipe = recipe.clone();
-        Ok(Self { net, sgd, sweep: Sweep::default(), recipe, heads, head_weights, iteration: 0 })
+        let (recipe, sweep) = (recipe.clone(), Sweep::new(recipe.tolerance));
+        Ok(Self { net, sgd, sweep, recipe, heads, head_weights, iteration: 0 })
     }
 
     /// The network as it is now.

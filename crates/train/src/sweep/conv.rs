@@ -26,6 +26,9 @@ pub(super) struct Through {
     pub(super) beta: Vec<f32>,
 }
 
+/// Images for which the way of computing a layer is chosen outside of training, however many there are.
+const EVALUATED: usize = 64;
+
 pub(super) fn normalisation<'a>(
     s: &'a Statistics,
     eps: f32,
@@ -52,8 +55,10 @@ impl Sweep {
         let norm = layout.normalised(id).filter(|_| train);
         let pieces = norm.and_then(|norm| Some((norm, layout.pieces(id, images)?)));
         let window = window(conv);
+        // What a network gives for an image must not depend on the others, but where it is trained on them together.
         let at_once = pieces.map_or(images, |(_, pieces)| pieces.at_once);
-        let tile = WinogradTile::fastest(&window, from, view, images, at_once);
+        let [all, at_once] = if train { [images, at_once] } else { [EVALUATED; 2] };
+        let tile = WinogradTile::fastest(&window, from, view, all, at_once, self.tolerance);
         let moments = with_learnt(net, id, |params| {
             let weights = Weights { weight: params[0].data, bias: params.get(1).map(|b| b.data), relu };
             let (src_view, memory) = (read(from), &mut self.packed);
@@ -119,9 +124,17 @@ impl Sweep {
         // What is computed at once, and where.
         let (at_once, par) = pieces.map_or((images, Par::Rayon), |pieces| (pieces.at_once, Par::Serial));
         let fits = WinogradTile::Two.fits_gradient(&window, from, view);
-        let tile = WinogradTile::fastest(&window, view, from, images, at_once).filter(|_| fits);
-        let filters_tile =
-            WinogradTile::fastest_gradient(&window, from, view, images, pieces.map(|p| p.each), at_once);
+        let tile =
+            WinogradTile::fastest(&window, view, from, images, at_once, self.tolerance).filter(|_| fits);
+        let filters_tile = WinogradTile::fastest_gradient(
+            &window,
+            from,
+            view,
+            images,
+            pieces.map(|p| p.each),
+            at_once,
+            self.tolerance,
+        );
         let weights = learns.then(|| WeightGradient::new(window, from, view, filters_tile, at_once));
         let mut grad_src = wants(0).then(|| self.pool.aligned(from.memory_len(images)));
         let mut sums = weights.as_ref().map(|weights| match pieces {

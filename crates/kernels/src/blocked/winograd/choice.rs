@@ -69,12 +69,20 @@ impl WinogradTile {
     }
 
     /// The tile with which a convolution takes the least time, about, if its filters are transformed for a batch of `images`, of
-    /// which `at_once` are computed at once; none if plain sums take less, or no tile fits. Extents alone decide.
-    pub fn fastest(window: &Window, src: &View, dst: &View, images: usize, at_once: usize) -> Option<Self> {
+    /// which `at_once` are computed at once; none if plain sums take less, or none fits whose [`error_bound`](Self::error_bound) is
+    /// within `tolerance`. Extents alone decide.
+    pub fn fastest(
+        window: &Window,
+        src: &View,
+        dst: &View,
+        images: usize,
+        at_once: usize,
+        tolerance: f32,
+    ) -> Option<Self> {
         let layer = Layer::new(window, src, dst);
         let runs = images.div_ceil(at_once.max(1)) as f64;
         let plain = layer.sums(images) / 0.9 + PACKED * layer.taps * layer.filters;
-        let fitting = Self::ALL.into_iter().filter(|tile| tile.fits(window, src, dst));
+        let fitting = Self::within(window, src, dst, tolerance);
         least(plain, fitting, |tile| {
             let positions = tile.positions(window.kernel[0]) as f64;
             let tiles = layer.tiles(tile, at_once);
@@ -87,6 +95,12 @@ impl WinogradTile {
         })
     }
 
+    /// Those that fit, and whose error does too.
+    fn within(window: &Window, src: &View, dst: &View, tolerance: f32) -> impl Iterator<Item = Self> {
+        let error = |tile: Self| tile.error_bound(window.kernel[0]);
+        Self::ALL.into_iter().filter(move |tile| tile.fits(window, src, dst) && error(*tile) <= tolerance)
+    }
+
     /// The tile with which the gradient of the filters takes the least time, about. `piece` says how many images have sums of their
     /// own, if not all share some; of those `at_once` are added at once.
     pub fn fastest_gradient(
@@ -96,12 +110,13 @@ impl WinogradTile {
         images: usize,
         piece: Option<usize>,
         at_once: usize,
+        tolerance: f32,
     ) -> Option<Self> {
         let layer = Layer::new(window, src, grad);
         let pieces = piece.map_or(1, |piece| images.div_ceil(piece.max(1))) as f64;
         let runs = images.div_ceil(at_once.max(1)) as f64;
         let plain = layer.sums(images) / 0.82 + pieces * SUMMED * layer.taps * layer.filters;
-        let fitting = Self::ALL.into_iter().filter(|tile| tile.fits(window, src, grad));
+        let fitting = Self::within(window, src, grad, tolerance);
         least(plain, fitting, |tile| {
             let positions = tile.positions(window.kernel[0]) as f64;
             let tiles = layer.tiles(tile, images) as f64;
