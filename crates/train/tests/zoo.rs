@@ -58,49 +58,68 @@ fn nets_give_their_model_back_and_the_shapes_of_the_graph() {
 /// One step of the trainer, whose backward pass is ours, against candle's tape.
 #[test]
 fn training_steps_are_those_of_the_tape() {
-    for name in
-        ["lenet", "convnet", "resnet20", "resnet20_projection", "bvlc_googlenet", "bvlc_alexnet_split"]
-    {
-        let model = small(name);
-        let labels = [4u32, 1];
-        let recipe =
-            Recipe { learning_rate: 1.0, momentum: 0.0, weight_decay: 0.0, seed: 3, ..Recipe::default() };
-        let mut trainer = Trainer::new(&model, &recipe, None, &Device::Cpu).unwrap();
-        let batch = images(&model, 2);
-        let step = trainer.step(numbers(&batch), &labels, false).unwrap();
+    for name in ["lenet", "convnet", "resnet20", "resnet20_projection", "bvlc_alexnet_split"] {
+        compare_with_the_tape(name, 0.0, [1e-6, 1e-4]);
+    }
+    // With plain sums on both sides, rounding decides a maximum of this batch one way here and the other way there.
+    compare_with_the_tape("bvlc_googlenet", 1e-4, [1e-6, 1e-4]);
+}
 
-        let net = Net::new(&model, &Device::Cpu).unwrap();
-        let heads = net.forward(&batch, TRAIN).unwrap();
-        let mut total = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
-        for (head, logits) in heads.iter().enumerate() {
-            let targets = Tensor::new(&labels, &Device::Cpu).unwrap();
-            let loss = candle_nn::loss::cross_entropy(logits, &targets).unwrap();
-            assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - step.losses[head]).abs() < 1e-5, "{name}");
-            let weight = if head == 0 { 1.0 } else { 0.3 };
-            total = (total + (loss * weight).unwrap()).unwrap();
-        }
-        let grads = total.backward().unwrap();
-        for (id, slot, before, after) in model.params().zip(trainer.net().params()) {
-            let tensor = model.graph().tensor_name(id, slot);
-            let after = numbers(after);
-            let var = &net.params().get(id)[slot];
-            match grads.get(var) {
-                // Running statistics: the forward pass changed both nets alike, but for the rounding of Winograd's method.
-                None => {
-                    let pairs = after.iter().zip(numbers(var));
-                    let far = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
-                    assert!(far < 1e-5, "{name} {tensor}: {far:e} apart");
+/// The bound that is stated for Winograd's method is of the largest result of one convolution; errors of some twenty add up.
+#[test]
+fn training_steps_with_winograd_are_those_of_the_tape_within_its_error() {
+    for name in ["convnet", "resnet20", "resnet20_projection"] {
+        compare_with_the_tape(name, 1e-4, [3e-5, 4e-4]);
+    }
+}
+
+/// Running statistics and gradients, relative to the largest of a layer, are `within` so much.
+fn compare_with_the_tape(name: &str, tolerance: f32, within: [f32; 2]) {
+    let model = small(name);
+    let labels = [4u32, 1];
+    let recipe = Recipe {
+        learning_rate: 1.0,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        seed: 3,
+        tolerance,
+        ..Recipe::default()
+    };
+    let mut trainer = Trainer::new(&model, &recipe, None, &Device::Cpu).unwrap();
+    let batch = images(&model, 2);
+    let step = trainer.step(numbers(&batch), &labels, false).unwrap();
+
+    let net = Net::new(&model, &Device::Cpu).unwrap();
+    let heads = net.forward(&batch, TRAIN).unwrap();
+    let mut total = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+    for (head, logits) in heads.iter().enumerate() {
+        let targets = Tensor::new(&labels, &Device::Cpu).unwrap();
+        let loss = candle_nn::loss::cross_entropy(logits, &targets).unwrap();
+        assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - step.losses[head]).abs() < 1e-5, "{name}");
+        let weight = if head == 0 { 1.0 } else { 0.3 };
+        total = (total + (loss * weight).unwrap()).unwrap();
+    }
+    let grads = total.backward().unwrap();
+    for (id, slot, before, after) in model.params().zip(trainer.net().params()) {
+        let tensor = model.graph().tensor_name(id, slot);
+        let after = numbers(after);
+        let var = &net.params().get(id)[slot];
+        match grads.get(var) {
+            // Running statistics: the forward pass changed both nets alike.
+            None => {
+                let pairs = after.iter().zip(numbers(var));
+                let far = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
+                assert!(far < within[0], "{name} {tensor}: {far:e} apart");
+            }
+            Some(gradient) => {
+                let gradient = numbers(gradient);
+                // A bias before a batch normalisation has a gradient of 0, but for rounding.
+                let largest = gradient.iter().fold(1e-2f32, |m, g| m.max(g.abs()));
+                for ((w, b), g) in after.iter().zip(before.data()).zip(&gradient) {
+                    let tolerance = within[1] * largest + 1e-6 * b.abs();
+                    assert!((b - w - g).abs() <= tolerance, "{name} {tensor}: {} for {g}", b - w);
                 }
-                Some(gradient) => {
-                    let gradient = numbers(gradient);
-                    // A bias before a batch normalisation has a gradient of 0, but for rounding.
-                    let largest = gradient.iter().fold(3e-2f32, |m, g| m.max(g.abs()));
-                    for ((w, b), g) in after.iter().zip(before.data()).zip(&gradient) {
-                        let tolerance = 1e-4 * largest + 1e-6 * b.abs();
-                        assert!((b - w - g).abs() <= tolerance, "{name} {tensor}: {} for {g}", b - w);
-                    }
-                    assert!(gradient.iter().any(|g| *g != 0.0), "{name} {tensor}");
-                }
+                assert!(gradient.iter().any(|g| *g != 0.0), "{name} {tensor}");
             }
         }
     }
