@@ -123,3 +123,35 @@ pub(crate) fn check_data(net: &Net, dataset: &Dataset) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofilter_graph::{Conv2d, Graph, Init, Shape};
+
+    /// Wide enough for Winograd's method to be worth its while for many images, and not for one.
+    #[test]
+    fn scores_of_an_image_do_not_depend_on_the_others() {
+        let mut b = Graph::builder();
+        let conv = Conv2d { padding: [1, 1], ..Conv2d::new(64, 3) };
+        let x = b.input("data", Shape::map(3, 8, 8)).unwrap();
+        let x = b.conv2d("a", x, conv.clone()).unwrap();
+        let x = b.conv2d("b", x, conv).unwrap();
+        let x = b.global_avg_pool("pool", x).unwrap();
+        let x = b.flatten("flat", x).unwrap();
+        let x = b.linear("fc", x, 5).unwrap();
+        let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 1).unwrap();
+        let net = Net::new(&model, &Device::Cpu).unwrap();
+        let len = 3 * 8 * 8;
+        let images: Vec<f32> = (0..80 * len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+        let run = |range: std::ops::Range<usize>| {
+            let part = images[range.start * len..range.end * len].to_vec();
+            scores(&net, &mut Sweep::new(TOLERANCE), part, range.len()).unwrap().0
+        };
+        let all = run(0..80);
+        assert!(all.chunks(5).any(|row| row != &all[..5]), "all images have the same scores");
+        for range in [0..1, 3..4, 70..80, 1..40] {
+            assert_eq!(run(range.clone()), all[range.start * 5..range.end * 5], "{range:?}");
+        }
+    }
+}
