@@ -30,9 +30,6 @@ pub enum Error {
         /// One line for each tensor: missing, unknown, or of other extents.
         problems: Vec<String>,
     },
-    /// A network cannot be built.
-    #[error(transparent)]
-    Graph(#[from] cofilter_graph::Error),
 }
 
 /// Shorthand for results of this crate.

@@ -43,7 +43,7 @@ impl StateDict {
     /// The model of a network whose tensors have these names: `node.slot`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] that lists every tensor that is missing, unknown or has other extents; [`Error::Graph`] for numbers that
+    /// [`Error::Mismatch`] that lists every tensor that is missing, unknown or has other extents; [`Error::File`] for numbers that
     /// cannot be.
     pub fn into_model(self, network: &str, graph: Graph) -> Result<Model> {
         let Self { path, tensors } = self;
@@ -73,6 +73,7 @@ impl StateDict {
         if !problems.is_empty() {
             return Err(Error::Mismatch { path, network: network.into(), problems });
         }
-        Ok(Model::new(graph, params)?)
+        let checked = Model::new(graph, params).and_then(|model| model.check_finite().map(|()| model));
+        checked.map_err(|error| Error::File { path, reason: error.to_string() })
     }
 }

@@ -53,6 +53,22 @@ fn what_does_not_fit_a_network_is_listed_at_once() {
     assert!(error.to_string().contains("zip.pth"), "{error}");
 }
 
+/// The small checkpoint as the network it is: two of its tensors.
+#[test]
+fn a_number_that_is_none_is_refused_with_file_and_tensor() {
+    let mut b = cofilter_graph::Graph::builder();
+    let x = b.input("data", cofilter_graph::Shape::map(2, 4, 4)).unwrap();
+    let x = b.conv2d("conv", x, cofilter_graph::Conv2d::new(3, 3)).unwrap();
+    let graph = b.finish(&[x]).unwrap();
+    let bytes = std::fs::read(fixture("nan.pth")).unwrap();
+    let error = read(&bytes).unwrap().into_model("small", graph.clone()).unwrap_err().to_string();
+    assert!(error.contains("damaged.pth") && error.contains("`conv.bias`: element 1 is NaN"), "{error}");
+    let model = StateDict::read(fixture("small.pth")).unwrap().into_model("small", graph).unwrap();
+    let bias: Vec<&[f32]> =
+        model.params().iter().filter(|(_, slot, _)| *slot == 1).map(|p| p.2.data()).collect();
+    assert_eq!(bias, [&[1.0, 2.0, 3.0]]);
+}
+
 #[test]
 fn real_checkpoints_are_read() {
     let data = std::env::var_os("COFILTER_DATA")
