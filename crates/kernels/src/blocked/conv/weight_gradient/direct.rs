@@ -11,11 +11,12 @@ use std::ops::Range;
 
 use super::Method;
 use super::product::{MAX_COLUMNS, Tile, add_up, multiply};
+use crate::accumulate;
 use crate::blocked::conv::{Window, at_once, blocks_of};
 use crate::blocked::lanes::{Kernel, Lanes};
 use crate::blocked::{BLOCK, View};
 use crate::par::{Par, Shared, for_each_job};
-use crate::tier::{self, Tier, Vectorised};
+use crate::tier::Tier;
 /// Bytes of input and gradient that a tile reads again and again, tap after tap: most of a first-level cache.
 const RESIDENT: usize = 32 * 1024;
 /// Fewest pixels of a tile, if there are as many: its sums are read and written once.
@@ -221,7 +222,7 @@ impl Method for Direct {
             unsafe {
                 let sums = std::slice::from_raw_parts_mut(first.part(at, len), len);
                 for other in others.chunks_exact(self.len) {
-                    tier::vectorised(Sum { sums: &mut *sums, other: &other[at..at + len] });
+                    accumulate(&other[at..at + len], sums, Par::Serial);
                 }
                 for column in &pass.columns[range.clone()] {
                     let sums = &sums[(column.line - from) * line..][..column.len * line];
@@ -271,21 +272,6 @@ impl Direct {
                 }
             }
         }
-    }
-}
-
-/// `sums += other`.
-struct Sum<'a> {
-    sums: &'a mut [f32],
-    other: &'a [f32],
-}
-
-impl Vectorised for Sum<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.sums.iter_mut().zip(self.other).for_each(|(sum, other)| *sum += other);
     }
 }
 

@@ -9,13 +9,14 @@ use std::ops::Range;
 
 use super::Method;
 use super::product::{MAX_COLUMNS, Tile, add_up, multiply};
+use crate::accumulate;
 use crate::blocked::conv::{Window, at_once};
 use crate::blocked::lanes::{Kernel, Lanes};
 use crate::blocked::memory::Memory;
 use crate::blocked::winograd::{Grid, Spread, Transform, group_blocks, transform};
 use crate::blocked::{BLOCK, Place, View};
 use crate::par::{Par, Shared, for_each_job};
-use crate::tier::{self, Tier, Vectorised};
+use crate::tier::Tier;
 
 /// Numbers of transforms that [`Method::add`] keeps in the second-level cache: 1 MiB.
 const RESIDENT: usize = 256 * 1024;
@@ -336,7 +337,7 @@ impl<const N: usize, const K: usize> Method for Transformed<N, K> {
                 let sums =
                     unsafe { std::slice::from_raw_parts_mut(first.part(at, range.len()), range.len()) };
                 for other in others.chunks_exact(self.len) {
-                    tier::vectorised(Sum { sums: &mut *sums, other: &other[at..at + range.len()] });
+                    accumulate(&other[at..at + range.len()], sums, Par::Serial);
                 }
                 sums
             };
@@ -359,21 +360,6 @@ unsafe fn write_biases(pass: &Pass, sums: &[f32], bias: &Shared<'_>) {
         let dst = bias.part(outputs.start, outputs.len());
         // SAFETY: `part` checked the place; the rest is the caller's promise.
         unsafe { dst.copy_from_nonoverlapping(sums.as_ptr(), outputs.len()) };
-    }
-}
-
-/// `sums += other`.
-struct Sum<'a> {
-    sums: &'a mut [f32],
-    other: &'a [f32],
-}
-
-impl Vectorised for Sum<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.sums.iter_mut().zip(self.other).for_each(|(sum, other)| *sum += other);
     }
 }
 
