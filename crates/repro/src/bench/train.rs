@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use cofilter_data::{Augment, Dataset, Pipeline, preprocessing};
 use cofilter_force::Force;
-use cofilter_graph::{Artifact, Error as GraphError, Model, Op, Preprocessing, Shape};
+use cofilter_graph::{Artifact, Error as GraphError, Init, Model, Op, Preprocessing, Shape};
 use cofilter_train::{ForceRule, Recipe, Trainer};
 use cofilter_zoo::{Config, Network};
 use report::{Cell, Engine, Report};
@@ -60,7 +60,7 @@ const SUBJECTS: [Subject; 5] = [
         name: "torchvision AlexNet",
         batch: 32,
         extents: [3, 224, 224],
-        rate: 0.02,
+        rate: 0.001,
         batches: 4,
     },
 ];
@@ -70,7 +70,8 @@ const PEERS: [&str; 2] = ["torch", "torch-channels-last"];
 /// Classes of the images.
 const CLASSES: usize = 10;
 /// Largest difference between two engines' losses in an iteration, relative to the first loss. Rounding grows from iteration to
-/// iteration, the more the larger the rate; a wrong gradient is off by more within a few.
+/// iteration, the more the larger the rate: at 0.005 AlexNet's losses jump, and PyTorch's two layouts then differ by 3e-2. Rates here are
+/// such that losses fall and do not jump; a wrong gradient is off by more within a few iterations.
 const TOLERANCE: f64 = 1e-2;
 /// Iterations of each engine at a turn.
 const TURN: usize = 5;
@@ -141,16 +142,22 @@ fn measure(subject: &Subject, threads: usize, kit: &Kit, quick: bool) -> Result<
     let peak_bytes = if forgotten { peak() } else { None };
     drop(workers);
     let engines: BTreeMap<String, Engine> = PEERS.iter().map(|p| (*p).to_owned()).zip(others).collect();
-    let difference = difference(&ours.losses, &engines);
+    let max_loss_difference = difference(&ours.losses, engines.values().map(|engine| &engine.losses[..]));
+    let [first, others @ ..] = &engines.values().map(|engine| &engine.losses[..]).collect::<Vec<_>>()[..]
+    else {
+        unreachable!("`PEERS` is not empty")
+    };
+    let pytorch_loss_difference = difference(first, others.iter().copied());
     ensure!(
-        difference <= TOLERANCE,
-        "losses differ by {difference:.1e} of the first one within {iterations} iterations, at most {TOLERANCE:.0e} is expected: \
-         ours {:?}",
+        max_loss_difference <= TOLERANCE,
+        "losses differ by {max_loss_difference:.1e} of the first one within {iterations} iterations (PyTorch's two layouts by \
+         {pytorch_loss_difference:.1e}), at most {TOLERANCE:.0e} is expected: ours {:?}, theirs {first:?}",
         ours.losses
     );
     let mut cell = Cell::new(subject.name, subject.batch, threads, &ours.ms, &ours.parts, &engines);
     cell.iterations = iterations;
-    cell.max_loss_difference = difference;
+    cell.max_loss_difference = max_loss_difference;
+    cell.pytorch_loss_difference = pytorch_loss_difference;
     cell.peak_bytes = peak_bytes;
     let ours_losses = std::mem::take(&mut ours.losses);
     drop(ours);
@@ -165,7 +172,11 @@ fn measure(subject: &Subject, threads: usize, kit: &Kit, quick: bool) -> Result<
 fn network(subject: &Subject) -> Result<(Model, Vec<String>)> {
     let [channels, height, width] = subject.extents;
     let config = Config { input: Some(Shape::map(channels, height, width)), ..Config::default() };
-    let network = Network::by_name(subject.network, &config)?;
+    let mut network = Network::by_name(subject.network, &config)?;
+    if subject.network == "convnet" {
+        // From the published start losses hardly fall in 200 iterations, and would agree whatever the gradients.
+        network.init = Init::default();
+    }
     let model = network.model(1)?;
     let model = model.rewrite(|b, id, inputs| match model.graph().node(id).op() {
         Op::Dropout { .. } => Ok::<_, GraphError>(inputs[0]),
@@ -282,12 +293,12 @@ impl Ours {
     }
 }
 
-/// Largest difference of a loss from that of the same iteration in another engine, relative to the first one.
-fn difference(ours: &[f64], engines: &BTreeMap<String, Engine>) -> f64 {
-    let others = engines.values().flat_map(|engine| ours.iter().zip(&engine.losses));
+/// Largest difference of a loss from that of the same iteration in another run, relative to the first one.
+fn difference<'a>(losses: &[f64], others: impl Iterator<Item = &'a [f64]>) -> f64 {
+    let pairs = others.flat_map(|other| losses.iter().zip(other));
     let worst =
-        others.map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m });
-    worst / ours.first().copied().unwrap_or(f64::NAN)
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m });
+    worst / losses.first().copied().unwrap_or(f64::NAN)
 }
 
 /// Share of an iteration that each force takes: how much longer updates are than without, in turns, over an iteration.

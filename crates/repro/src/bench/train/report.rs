@@ -33,6 +33,8 @@ pub(super) struct Cell {
     pub(super) force: BTreeMap<String, f64>,
     /// Relative to the first loss.
     pub(super) max_loss_difference: f64,
+    /// Between PyTorch's two layouts: what rounding alone comes to.
+    pub(super) pytorch_loss_difference: f64,
     /// Of every iteration, by engine.
     pub(super) losses: BTreeMap<String, Vec<f64>>,
     /// Most memory of our process while both trained, images included.
@@ -82,7 +84,7 @@ impl Cell {
 /// A cell in a line, for the terminal.
 pub(super) fn line(cell: &Cell) -> String {
     format!(
-        "{} batch {} threads {}: {:.0} images/s, {} {:.0}: {:.2} x; losses differ by {:.0e}; force {:.1} %",
+        "{} batch {} threads {}: {:.0} images/s, {} {:.0}: {:.2} x; losses differ by {:.0e} (PyTorch's by {:.0e}); force {:.1} %",
         cell.net,
         cell.batch,
         cell.threads,
@@ -91,6 +93,7 @@ pub(super) fn line(cell: &Cell) -> String {
         cell.pytorch_images_per_s,
         cell.ratio(),
         cell.max_loss_difference,
+        cell.pytorch_loss_difference,
         100.0 * cell.force_share
     )
 }
@@ -114,13 +117,13 @@ impl Report {
         text += "Images a second by the median iteration (data, forward, backward, update), ours and PyTorch's (eager, in its faster \
                  layout, fused SGD, images laid out beforehand) in turns in one run, in single precision, from the same weights, with \
                  the same images, order and recipe (SGD with momentum 0.9 and decay 5e-4, no dropout). `losses` are our first and last \
-                 one; the largest difference of an engine's from ours in an iteration is relative to the first, and says little where \
-                 losses hardly fell. `force` is how much \
+                 one; the largest difference of an engine's from ours in an iteration is relative to the first, and so is that between \
+                 PyTorch's two layouts, which is what rounding alone comes to; both say little where losses hardly fell. `force` is how much \
                  longer an update takes with the L1 and with the L2 force, relative to the iteration. Memory is the most that each \
                  process held (none where the system does not tell), images included, Python included.\n\n";
         text += "| network | batch | threads | cofilter | PyTorch | layout | ratio | data | forward | backward | update | \
-                 force l1 | force l2 | iterations | losses | differ by | MiB | PyTorch MiB |\n";
-        text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+                 force l1 | force l2 | iterations | losses | differ by | PyTorch's by | MiB | PyTorch MiB |\n";
+        text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
         for cell in &self.cells {
             let force = |name: &str| cell.force.get(name).map_or(f64::NAN, |share| 100.0 * share);
             let (first, last, fell) = cell.losses();
@@ -130,7 +133,7 @@ impl Report {
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {:.0} | {:.0} | {} | {:.2} | {data:.1} % | {forward:.1} % | {backward:.1} % | {update:.1} % | \
-                 {:.1} % | {:.1} % | {} | {:.3} → {:.3} | {:.0e}{weak} | {} | {} |",
+                 {:.1} % | {:.1} % | {} | {:.3} → {:.3} | {:.0e}{weak} | {:.0e} | {} | {} |",
                 cell.net,
                 cell.batch,
                 cell.threads,
@@ -144,6 +147,7 @@ impl Report {
                 first,
                 last,
                 cell.max_loss_difference,
+                cell.pytorch_loss_difference,
                 cell.peak_bytes.map_or("–".into(), |bytes| mib(bytes).to_string()),
                 mib(cell.pytorch_peak_bytes)
             );
