@@ -9,7 +9,8 @@ use std::path::Path;
 
 const SUMS: &str = "fixtures/SHA256SUMS";
 /// Data, as opposed to scripts and prose.
-const DATA: [&str; 4] = ["safetensors", "gz", "json", "pth"];
+const DATA: [&str; 9] =
+    ["safetensors", "gz", "json", "pth", "onnx", "caffemodel", "h5", "binaryproto", "prototxt"];
 
 /// Compares the files with the list.
 pub(crate) fn check() -> Result<()> {

@@ -1,7 +1,7 @@
 //! State dicts: tensors by name.
 
-use crate::{Error, Result, torch};
-use cofilter_graph::{Array, Graph, Model, Params};
+use crate::{Error, Result, safe, torch};
+use cofilter_graph::{Array, Graph, Model, Op, Params, write_atomically};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 const PREFIXES: [&str; 3] = ["module.", "_orig_mod.", "model."];
 /// What batch normalisation counts beside its statistics, which nothing here needs.
 const COUNTER: &str = "num_batches_tracked";
+
+/// Names that programs give to the same last layer: a checkpoint may have the one where a network has the other.
+const ALIASES: [(&str, &str); 2] = [("fc", "linear"), ("linear", "fc")];
+/// What the two layers of a decomposed one are called here and in a sequence of PyTorch's.
+const FACTORS: [(&str, &str); 2] = [("_lowrank", ".0"), ("_linear", ".1")];
 
 /// The tensors of a network by name, in the order of the file.
 #[derive(Clone, Debug)]
@@ -18,14 +23,15 @@ pub struct StateDict {
 }
 
 impl StateDict {
-    /// Reads a file that `torch.save` wrote (`.pth`, `.pt`, `.th`): a state dict, or a dictionary that holds one under a usual
-    /// name. Prefixes that all names have (`module.` and the like) are removed, and all numbers become `f32`.
+    /// Reads a `.safetensors` file, or one that `torch.save` wrote (`.pth`, `.pt`, `.th`): a state dict, or a dictionary that holds
+    /// one under a usual name. Which it is the file says itself, whatever its name. Prefixes that all names
+    /// have (`module.` and the like) are removed, and all numbers become `f32`.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] if the file is damaged, of another kind, or holds what is not supported.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut tensors = torch::read(path)?;
+        let mut tensors = if safe::is(path)? { safe::read(path)? } else { torch::read(path)? };
         while let Some(prefix) =
             PREFIXES.iter().find(|prefix| tensors.iter().all(|(name, _)| name.starts_with(**prefix)))
         {
@@ -35,12 +41,49 @@ impl StateDict {
         Ok(Self { path: path.into(), tensors })
     }
 
+    /// The tensors of a model under the names of PyTorch's modules. The two layers of a decomposed one, `conv1_lowrank` and
+    /// `conv1_linear`, are called `conv1.0` and `conv1.1`, as in an `nn.Sequential` in the place of `conv1`.
+    #[must_use]
+    pub fn of(model: &Model) -> Self {
+        let graph = model.graph();
+        let known: std::collections::BTreeSet<&str> = graph.nodes().iter().map(|node| node.name()).collect();
+        let module = |name: &str| {
+            let factor = FACTORS.iter().find_map(|(ours, theirs)| Some((name.strip_suffix(ours)?, theirs)));
+            match factor {
+                Some((layer, place))
+                    if FACTORS.iter().all(|(ours, _)| known.contains(&*format!("{layer}{ours}"))) =>
+                {
+                    format!("{layer}{place}")
+                }
+                _ => name.to_owned(),
+            }
+        };
+        let tensors = model.params().iter().map(|(id, slot, array)| {
+            let slot = graph.slots(id)[slot].name;
+            (format!("{}.{slot}", module(graph.node(id).name())), array.clone())
+        });
+        Self { path: PathBuf::new(), tensors: tensors.collect() }
+    }
+
+    /// Writes the tensors as a `.safetensors` file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let bytes =
+            safe::to_bytes(&self.tensors).map_err(|reason| Error::File { path: path.into(), reason })?;
+        write_atomically(path, &bytes).map_err(|error| Error::graph(path, error))
+    }
+
     /// Names and tensors.
+    #[must_use]
     pub fn tensors(&self) -> &[(String, Array)] {
         &self.tensors
     }
 
-    /// The model of a network whose tensors have these names: `node.slot`.
+    /// The model of a network whose tensors have these names: `node.slot`. A last layer `fc` fits one that is called `linear`, and
+    /// the other way round.
     ///
     /// # Errors
     /// [`Error::Mismatch`] that lists every tensor that is missing, unknown or has other extents; [`Error::File`] for numbers that
@@ -48,6 +91,7 @@ impl StateDict {
     pub fn into_model(self, network: &str, graph: Graph) -> Result<Model> {
         let Self { path, tensors } = self;
         let mut known: BTreeMap<String, Array> = tensors.into_iter().collect();
+        rename(&mut known, &graph);
         let mut problems = Vec::new();
         let nodes = graph.iter().map(|(id, node)| {
             let slots = graph.slots(id).into_iter().map(|slot| {
@@ -75,5 +119,20 @@ impl StateDict {
         }
         let checked = Model::new(graph, params).and_then(|model| model.check_finite().map(|()| model));
         checked.map_err(|error| Error::File { path, reason: error.to_string() })
+    }
+}
+
+/// Gives last layers the name that the network has for them.
+fn rename(known: &mut BTreeMap<String, Array>, graph: &Graph) {
+    for (theirs, ours) in ALIASES {
+        let layer = graph.iter().find(|(_, node)| node.name() == ours && matches!(node.op(), Op::Linear(_)));
+        if layer.is_none() || graph.find(theirs).is_ok() {
+            continue;
+        }
+        for slot in ["weight", "bias"] {
+            if let Some(tensor) = known.remove(&format!("{theirs}.{slot}")) {
+                known.entry(format!("{ours}.{slot}")).or_insert(tensor);
+            }
+        }
     }
 }
