@@ -345,10 +345,9 @@ mod tests {
 
     #[test]
     fn losses_that_differ_or_are_no_number_are_seen() {
-        let engine = |losses: &[f64]| Engine { losses: losses.to_vec(), ..Engine::default() };
-        let two = |a: &[f64], b: &[f64]| [("a".to_owned(), engine(a)), ("b".to_owned(), engine(b))].into();
-        assert_eq!(difference(&[2.0, 1.0], &two(&[2.0, 1.0], &[2.0, 1.5])), 0.25);
-        assert!(difference(&[2.0, 1.0], &two(&[2.0, f64::NAN], &[2.0, 1.0])).is_nan());
+        let from = |others: [&[f64]; 2]| difference(&[2.0, 1.0], others.into_iter());
+        assert_eq!(from([&[2.0, 1.0], &[2.0, 1.5]]), 0.25);
+        assert!(from([&[2.0, f64::NAN], &[2.0, 1.0]]).is_nan());
     }
 
     #[test]
