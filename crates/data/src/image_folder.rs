@@ -55,6 +55,20 @@ pub fn image_folder(folder: &Path, size: [usize; 2], colour: Colour, filter: Fil
     listing.load(&name, size, colour, filter)
 }
 
+/// Reads one JPEG or PNG file as a data set of one image of class 0, stretched to `size` `[height, width]`, as [`image_folder`] does.
+///
+/// # Errors
+/// As [`image_folder`].
+pub fn image(path: &Path, size: [usize; 2], colour: Colour, filter: Filter) -> Result<Dataset> {
+    let name = path.display().to_string();
+    let listing = Listing {
+        folder: path.to_owned(),
+        classes: vec!["unknown".into()],
+        files: vec![(path.to_owned(), 0)],
+    };
+    listing.load(&name, size, colour, filter)
+}
+
 /// Class folders and their files, before any image is decoded.
 pub(crate) struct Listing {
     folder: PathBuf,

@@ -35,6 +35,7 @@ mod resize;
 mod sampler;
 mod statistics;
 mod stream;
+mod tally;
 mod validate;
 
 pub use augment::Augment;
@@ -42,8 +43,9 @@ pub use cifar::{CIFAR10_CLASSES, cifar10};
 pub use dataset::{Dataset, Split};
 pub use error::{Error, Result};
 pub use idx::{digits, mnist};
-pub use image_folder::{Colour, Filter, image_folder};
+pub use image_folder::{Colour, Filter, image, image_folder};
 pub use open::open;
 pub use pipeline::Pipeline;
 pub use sampler::Sampler;
 pub use statistics::{channel_statistics, mean_image};
+pub use tally::Tally;

@@ -76,6 +76,13 @@ pub fn caffe_googlenet(classes: &[String]) -> Preprocessing {
     }
 }
 
+/// Of torchvision's networks for ImageNet: RGB over 255, its mean and deviation, the middle 224x224 of 256x256. torchvision resizes
+/// the shorter side to 256; here images become square.
+#[must_use]
+pub fn torchvision() -> Preprocessing {
+    Preprocessing { crop: [224, 224], resize: Some([256, 256]), classes: Vec::new(), ..torchvision_cifar() }
+}
+
 fn cifar10_classes() -> Vec<String> {
     CIFAR10_CLASSES.map(str::to_owned).to_vec()
 }

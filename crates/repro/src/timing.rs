@@ -2,7 +2,7 @@
 
 use crate::report::Percentiles;
 use anyhow::{Context as _, Result, ensure};
-use cofilter_data::{Augment, Dataset, Pipeline};
+use cofilter_data::{Augment, Dataset, Pipeline, Tally};
 use cofilter_graph::{Model, Preprocessing};
 use cofilter_runtime::latency::{Budget, measure};
 use cofilter_runtime::{Options, Plan, Team};
@@ -23,7 +23,7 @@ pub fn top1(model: &Model, data: &Dataset, preprocessing: &Preprocessing, thread
     let mut images = vec![0.0; options.batch * plan.input_len()];
     let mut scores = vec![0.0; options.batch * plan.output_len()];
     let indices: Vec<u32> = (0..u32::try_from(data.len()).context("too many images")?).collect();
-    let mut correct = 0usize;
+    let mut tally = Tally::default();
     for chunk in indices.chunks(options.batch) {
         let (images, scores) =
             (&mut images[..chunk.len() * plan.input_len()], &mut scores[..chunk.len() * plan.output_len()]);
@@ -31,16 +31,9 @@ pub fn top1(model: &Model, data: &Dataset, preprocessing: &Preprocessing, thread
         pipeline.fill(None, chunk, images, &mut labels)?;
         session.run(images, scores)?;
         let rows = scores.chunks_exact(plan.output_len()).zip(&labels);
-        correct += rows.filter(|(row, label)| is_top1(row, **label)).count();
+        rows.for_each(|(row, label)| tally.add(row, *label as usize));
     }
-    #[expect(clippy::cast_precision_loss, reason = "data sets are far smaller than 2^53")]
-    Ok(100.0 * correct as f64 / data.len() as f64)
-}
-
-/// Whether the labelled score is the largest; of equal scores the first counts, and NaN never wins.
-fn is_top1(scores: &[f32], label: u32) -> bool {
-    let best = (0..scores.len()).reduce(|best, i| if scores[i] > scores[best] { i } else { best });
-    best.is_some_and(|b| b == label as usize && !scores[b].is_nan())
+    Ok(100.0 * tally.top1())
 }
 
 /// Median, 90th and 99th percentile of each network at one batch size, all interleaved in one run.
@@ -75,15 +68,4 @@ pub fn latencies(
 pub fn ramp(len: usize) -> Vec<f32> {
     #[expect(clippy::cast_precision_loss, reason = "small integers")]
     (0..len).map(|i| ((i * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_largest_score_counts_and_nan_never_does() {
-        assert!(is_top1(&[0.0, 2.0, 2.0], 1) && !is_top1(&[0.0, 2.0, 2.0], 2));
-        assert!(!is_top1(&[f32::NAN, f32::NAN], 0) && !is_top1(&[], 0));
-    }
 }

@@ -3,7 +3,7 @@ use crate::recipe::TOLERANCE;
 use crate::sweep::{Sweep, logits};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use cofilter_data::{Augment, Dataset, Pipeline};
+use cofilter_data::{Augment, Dataset, Pipeline, Tally};
 use cofilter_graph::{Model, Preprocessing};
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ pub(crate) fn evaluate_net(
     }
     let pipeline = Pipeline::new(dataset, preprocessing, &Augment::default(), 0)?;
     let mut sweep = Sweep::new(tolerance);
-    let (mut first, mut among_five, mut loss) = (0usize, 0usize, 0.0);
+    let (mut tally, mut loss) = (Tally::default(), 0.0);
     let image_len = net.graph().input_shape().elements();
     for start in (0..dataset.len()).step_by(batch) {
         let indices: Vec<u32> =
@@ -63,21 +63,13 @@ pub(crate) fn evaluate_net(
             return Err(Error::NotFinite { image: start + bad / classes });
         }
         for (row, label) in scores.chunks_exact(classes).zip(&labels) {
-            let rank = rank_of(row, *label as usize);
-            first += usize::from(rank == 0);
-            among_five += usize::from(rank < 5);
+            tally.add(row, *label as usize);
             loss += cofilter_kernels::softmax_cross_entropy(1, classes, row, &[*label], None);
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "numbers of images are far below 2^52")]
-    let share = |n: f64| n / dataset.len() as f64;
-    #[expect(clippy::cast_precision_loss, reason = "numbers of images are far below 2^52")]
-    Ok(Score {
-        top1: share(first as f64),
-        top5: share(among_five as f64),
-        loss: share(loss),
-        images: dataset.len(),
-    })
+    let images = dataset.len() as f64;
+    Ok(Score { top1: tally.top1(), top5: tally.top5(), loss: loss / images, images: dataset.len() })
 }
 
 fn index(i: usize) -> Result<u32> {
@@ -96,12 +88,6 @@ fn scores(net: &Net, sweep: &mut Sweep, images: Vec<f32>, count: usize) -> Resul
     let dims: Vec<usize> = std::iter::once(count).chain(net.graph().input_shape().dims()).collect();
     let heads = net.forward_to(&Tensor::from_vec(images, dims, net.device())?, Mode::Eval, &[head])?;
     Ok((heads[0].flatten_all()?.to_vec1()?, classes))
-}
-
-/// How many classes come before `label`: those of a higher score, and equal ones with a lower number.
-pub(crate) fn rank_of(scores: &[f32], label: usize) -> usize {
-    let own = scores[label];
-    scores.iter().enumerate().filter(|(class, s)| **s > own || (**s == own && *class < label)).count()
 }
 
 /// Refuses a data set that the network cannot classify.

@@ -26,6 +26,8 @@ mod sgd;
 mod sweep;
 mod trainer;
 
+/// Where to compute.
+pub use candle_core::Device;
 pub use error::{Error, Result};
 pub use evaluate::{Score, evaluate};
 pub use fit::{Fit, Outcome, Trained, fit};
