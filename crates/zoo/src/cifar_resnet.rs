@@ -11,6 +11,8 @@ pub enum Shortcut {
     /// Option A: every second row and column, and channels of zeros on both sides; no parameters. The names and the
     /// lack of convolution biases are those of the PyTorch checkpoints of akamaster/pytorch_resnet_cifar10.
     PadChannels,
+    /// Option B: a 1x1 convolution of stride 2 without bias, then batch normalisation, under the names of the same checkpoints.
+    Convolution,
     /// As the paper's authors trained it in Caffe: a 1x1 convolution of stride 2 without bias and without batch
     /// normalisation; the first convolution has a bias.
     Projection,
@@ -26,7 +28,7 @@ pub fn cifar_resnet(depth: usize, shortcut: Shortcut, config: &Config) -> Result
     }
     let blocks = (depth - 2) / 6;
     match shortcut {
-        Shortcut::PadChannels => pad_channels(blocks, config),
+        Shortcut::PadChannels | Shortcut::Convolution => torch(blocks, shortcut, config),
         Shortcut::Projection => projection(blocks, config),
     }
 }
@@ -36,7 +38,7 @@ fn conv3x3(filters: usize, stride: usize) -> Conv2d {
     Conv2d { stride: [stride; 2], padding: [1; 2], bias: false, ..Conv2d::new(filters, 3) }
 }
 
-fn pad_channels(blocks: usize, config: &Config) -> Result<Graph> {
+fn torch(blocks: usize, shortcut: Shortcut, config: &Config) -> Result<Graph> {
     let (mut b, x) = config.start("input", Shape::map(3, 32, 32))?;
     let x = b.conv2d("conv1", x, conv3x3(16, 1))?;
     let x = b.batch_norm("bn1", x, BatchNorm::default())?;
@@ -44,7 +46,7 @@ fn pad_channels(blocks: usize, config: &Config) -> Result<Graph> {
     for (stage, filters) in [(1, 16), (2, 32), (3, 64)] {
         for block in 0..blocks {
             let stride = if stage > 1 && block == 0 { 2 } else { 1 };
-            x = pad_channels_block(&mut b, &format!("layer{stage}.{block}"), x, filters, stride)?;
+            x = torch_block(&mut b, &format!("layer{stage}.{block}"), x, filters, stride, shortcut)?;
         }
     }
     let x = b.global_avg_pool("avgpool", x)?;
@@ -53,12 +55,13 @@ fn pad_channels(blocks: usize, config: &Config) -> Result<Graph> {
     config.finish(b, scores, &[])
 }
 
-fn pad_channels_block(
+fn torch_block(
     b: &mut GraphBuilder,
     name: &str,
     input: NodeId,
     filters: usize,
     stride: usize,
+    shortcut: Shortcut,
 ) -> Result<NodeId> {
     let part = |suffix: &str| format!("{name}.{suffix}");
     let x = b.conv2d(&part("conv1"), input, conv3x3(filters, stride))?;
@@ -67,7 +70,11 @@ fn pad_channels_block(
     let x = b.conv2d(&part("conv2"), x, conv3x3(filters, 1))?;
     let x = b.batch_norm(&part("bn2"), x, BatchNorm::default())?;
     let mut short = input;
-    if stride > 1 {
+    if stride > 1 && shortcut == Shortcut::Convolution {
+        let conv = Conv2d { stride: [stride; 2], bias: false, ..Conv2d::new(filters, 1) };
+        short = b.conv2d(&part("shortcut.0"), short, conv)?;
+        short = b.batch_norm(&part("shortcut.1"), short, BatchNorm::default())?;
+    } else if stride > 1 {
         // Windows of one element: every `stride`-th row and column.
         short = b.pool2d(&part("subsample"), short, Pool2d::torch(PoolKind::Max, 1, stride))?;
         short = b.pad_channels(&part("shortcut"), short, filters / 4, filters / 4)?;
@@ -124,9 +131,9 @@ fn caffe_batch_norm() -> BatchNorm {
 
 /// The fillers of the original, for a graph made by [`cifar_resnet()`].
 ///
-/// Both: `msra` weights. With [`Shortcut::Projection`] biases are 0, and the factors of batch normalisation are drawn
-/// from `msra` on a vector, that is normal with variance 2 and random sign, as the authors' generator writes it. With
-/// [`Shortcut::PadChannels`] those are 1, and the last bias is drawn with the variance of PyTorch's default.
+/// All: `msra` weights. With [`Shortcut::Projection`] biases are 0, and the factors of batch normalisation are drawn
+/// from `msra` on a vector, that is normal with variance 2 and random sign, as the authors' generator writes it. With the
+/// others those are 1, and the last bias is drawn with the variance of PyTorch's default.
 #[must_use]
 pub fn init(graph: &Graph) -> Init {
     let mut init = Init::default();
@@ -153,12 +160,16 @@ fn is_projection(graph: &Graph) -> bool {
 /// The layers the paper applies force to: the 3x3 convolutions of the blocks, neither `conv1` nor the shortcuts.
 #[must_use]
 pub fn force_layers(graph: &Graph) -> Vec<String> {
-    let not = |name: &String| name != "conv1" && !name.ends_with("_downsampling");
+    let not = |name: &String| name != "conv1" && !is_shortcut(name);
     fillers::convolutions(graph).into_iter().filter(not).collect()
 }
 
 /// The layers the paper never decomposes: the shortcuts.
 #[must_use]
 pub fn exclude(graph: &Graph) -> Vec<String> {
-    fillers::convolutions(graph).into_iter().filter(|name| name.ends_with("_downsampling")).collect()
+    fillers::convolutions(graph).into_iter().filter(|name| is_shortcut(name)).collect()
+}
+
+fn is_shortcut(name: &str) -> bool {
+    name.ends_with("_downsampling") || name.ends_with(".shortcut.0")
 }
