@@ -2,6 +2,7 @@
 
 mod ci;
 mod fixtures;
+mod interop;
 mod reproduce;
 mod run;
 mod tidy;
@@ -19,6 +20,8 @@ cargo xtask COMMAND
   ci [--without-tests]              what CI runs: fmt, tidy, clippy, docs, tests, the quick reproduction
   tiers                             the tests of kernels and runtime on every tier of this machine
   arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
+  interop [--python FILE]           networks to and from PyTorch, torchvision, ONNX Runtime and OpenVINO, which are set up in
+                                    target/interop (or those of another Python)
   tidy                              line budgets, fixture hashes, and what no compiler checks
   fixtures [--write]                check (or rewrite) fixtures/SHA256SUMS
   data [FOLDER]                     tell what data sets lie in FOLDER (../shared/data if left out), and check them
@@ -49,6 +52,8 @@ fn dispatch(args: &[String]) -> Result<()> {
         ("ci", ["--without-tests"]) => ci::ci(false),
         ("tiers", []) => ci::tiers(),
         ("arm", []) => ci::arm(),
+        ("interop", []) => interop::interop(None),
+        ("interop", ["--python", python]) => interop::interop(Some(python)),
         ("tidy", []) => tidy::tidy(),
         ("fixtures", []) => fixtures::check(),
         ("fixtures", ["--write"]) => fixtures::write(),

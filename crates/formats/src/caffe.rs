@@ -5,7 +5,6 @@ mod net;
 mod text;
 mod weights;
 
-use crate::draft::Draft;
 use crate::{Error, Result};
 use cofilter_graph::{Artifact, Shape};
 use net::Importer;
@@ -43,8 +42,7 @@ pub fn from_bytes(
         std::str::from_utf8(text).map_err(|error| fail(description, format!("not a prototxt: {error}")))?;
     let net = Message::parse(text).map_err(|reason| fail(description, reason))?;
     let blobs = weights::read(bytes).map_err(|reason| fail(tensors, reason))?;
-    let mut importer =
-        Importer { draft: Draft::default(), tops: Vec::new(), last: None, blobs, problems: Vec::new() };
+    let mut importer = Importer { blobs, ..Importer::default() };
     let outputs = importer.run(&net, input);
     let Importer { draft, problems, .. } = importer;
     if !problems.is_empty() {

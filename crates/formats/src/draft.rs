@@ -1,6 +1,6 @@
 //! A network that is being read: nodes can still change, and names are made usable.
 
-use cofilter_graph::{Array, Error, Graph, Model, NodeId, Op, Params, Shape};
+use cofilter_graph::{Array, Conv2d, Error, Graph, Model, NodeId, Op, Params, Shape};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is wrong with a part of a file.
@@ -64,7 +64,7 @@ impl Draft {
     }
 
     /// Scales and shifts a value by channel: `scale * x + shift`. What a layer gives that `sole` says nobody else reads is changed
-    /// in the layer itself, other maps by a batch normalisation that does nothing else.
+    /// in the layer itself, other maps by a 1x1 convolution of each channel for itself.
     ///
     /// # Errors
     /// For vectors that are not such a layer's.
@@ -83,12 +83,14 @@ impl Draft {
         }
         match shape {
             Shape::Map { channels, .. } => {
-                // The smallest eps vanishes beside the variance of 1.
-                let op = Op::BatchNorm(cofilter_graph::BatchNorm { eps: f32::MIN_POSITIVE, momentum: 0.1 });
-                let of = |numbers: &[f32]| Array::new(vec![channels], numbers.to_vec());
-                let statistics = [Array::full(vec![channels], 0.0), Array::full(vec![channels], 1.0)];
-                let tensors = [of(scale), of(shift)].into_iter().chain(statistics).collect();
-                self.add(name, op, &[value], tensors)
+                let conv = Conv2d { groups: channels, ..Conv2d::new(channels, 1) };
+                let weight = Array::new(vec![channels, 1, 1, 1], scale.to_vec());
+                self.add(
+                    name,
+                    Op::Conv2d(conv),
+                    &[value],
+                    vec![weight, Array::new(vec![channels], shift.to_vec())],
+                )
             }
             Shape::Vector(_) => {
                 Err("scales or shifts a vector that is not the result of a fully connected layer alone"

@@ -8,6 +8,8 @@ mod fold;
 mod import;
 mod proto;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use crate::{Error, Result};
 use cofilter_graph::{Artifact, Pool2d, Shape};

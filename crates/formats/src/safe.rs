@@ -11,11 +11,19 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+/// Bytes by which a file is recognised.
+const BEGIN: u64 = 9;
+
 /// Whether a file is one of safetensors': the length of its header comes first, then the header, which is JSON.
 pub(crate) fn is(path: &Path) -> Result<bool> {
-    let mut file = File::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    let mut begin = [0; 9];
-    Ok(file.read_exact(&mut begin).is_ok() && begin[8] == b'{')
+    let file = File::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let mut begin = Vec::new();
+    Ok(file.take(BEGIN).read_to_end(&mut begin).is_ok() && begins(&begin))
+}
+
+/// Whether the bytes of a file begin as one of safetensors'.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    bytes.get(8) == Some(&b'{')
 }
 
 /// Reads all tensors, in the order of the file, as `f32`.
@@ -23,10 +31,18 @@ pub(crate) fn is(path: &Path) -> Result<bool> {
 /// # Errors
 /// [`Error::Io`], or [`Error::File`] if the file is damaged or holds numbers that are not supported.
 pub(crate) fn read(path: &Path) -> Result<Vec<(String, Array)>> {
-    let fail = |reason: String| Error::File { path: path.into(), reason };
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    from_bytes(&bytes, path)
+}
+
+/// As [`read`], from the bytes of a file, whose name is for messages.
+pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Vec<(String, Array)>> {
+    let fail = |reason: String| Error::File { path: path.into(), reason };
     let file =
-        SafeTensors::deserialize(&bytes).map_err(|error| fail(format!("not a safetensors file: {error}")))?;
+        SafeTensors::deserialize(bytes).map_err(|error| fail(format!("not a safetensors file: {error}")))?;
+    if file.is_empty() {
+        return Err(fail("holds no tensors".into()));
+    }
     let mut tensors: Vec<(String, TensorView<'_>)> = file.tensors();
     tensors.sort_by_key(|(_, view)| view.data().as_ptr() as usize);
     let read = |(name, view): (String, TensorView<'_>)| {

@@ -2,7 +2,8 @@
 
 use crate::{Error, Result, safe, torch};
 use cofilter_graph::{Array, Graph, Model, Op, Params, write_atomically};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 /// Prefixes that training programs put before every name: wrappers of the network.
@@ -31,14 +32,26 @@ impl StateDict {
     /// [`Error::Io`]; [`Error::File`] if the file is damaged, of another kind, or holds what is not supported.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut tensors = if safe::is(path)? { safe::read(path)? } else { torch::read(path)? };
-        while let Some(prefix) =
-            PREFIXES.iter().find(|prefix| tensors.iter().all(|(name, _)| name.starts_with(**prefix)))
-        {
-            tensors.iter_mut().for_each(|(name, _)| *name = name[prefix.len()..].to_owned());
+        let tensors = if safe::is(path)? { safe::read(path)? } else { torch::read(path)? };
+        Ok(Self::cleaned(path, tensors))
+    }
+
+    /// Without what training programs add to names, and without their counters.
+    fn cleaned(path: &Path, mut tensors: Vec<(String, Array)>) -> Self {
+        // What all names have in front they have of the first one.
+        let mut wrapped = 0;
+        while let Some((first, _)) = tensors.first() {
+            let begins =
+                |name: &str, prefix: &str| name.get(wrapped..).is_some_and(|rest| rest.starts_with(prefix));
+            let Some(prefix) = PREFIXES.iter().find(|prefix| begins(first, prefix)) else { break };
+            if !tensors.iter().all(|(name, _)| begins(name, prefix)) {
+                break;
+            }
+            wrapped += prefix.len();
         }
+        tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..wrapped)));
         tensors.retain(|(name, _)| name.rsplit('.').next() != Some(COUNTER));
-        Ok(Self { path: path.into(), tensors })
+        Self { path: path.into(), tensors }
     }
 
     /// The tensors of a model under the names of PyTorch's modules. The two layers of a decomposed one, `conv1_lowrank` and
@@ -46,34 +59,55 @@ impl StateDict {
     #[must_use]
     pub fn of(model: &Model) -> Self {
         let graph = model.graph();
-        let known: std::collections::BTreeSet<&str> = graph.nodes().iter().map(|node| node.name()).collect();
-        let module = |name: &str| {
-            let factor = FACTORS.iter().find_map(|(ours, theirs)| Some((name.strip_suffix(ours)?, theirs)));
-            match factor {
-                Some((layer, place))
-                    if FACTORS.iter().all(|(ours, _)| known.contains(&*format!("{layer}{ours}"))) =>
-                {
-                    format!("{layer}{place}")
-                }
-                _ => name.to_owned(),
-            }
-        };
+        let modules = modules(graph);
         let tensors = model.params().iter().map(|(id, slot, array)| {
-            let slot = graph.slots(id)[slot].name;
-            (format!("{}.{slot}", module(graph.node(id).name())), array.clone())
+            (format!("{}.{}", modules[id.index()], graph.slots(id)[slot].name), array.clone())
         });
         Self { path: PathBuf::new(), tensors: tensors.collect() }
+    }
+
+    /// The bytes of a `.safetensors` file of the tensors.
+    ///
+    /// # Errors
+    /// If two tensors have the same name.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        safe::to_bytes(&self.tensors)
+    }
+
+    /// As [`Self::read`], from the bytes of a file, whose name is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self> {
+        let tensors = if safe::begins(&bytes) {
+            safe::from_bytes(&bytes, path)?
+        } else {
+            let len = bytes.len() as u64;
+            torch::read_from(Box::new(Cursor::new(bytes)), len, path)?
+        };
+        Ok(Self::cleaned(path, tensors))
     }
 
     /// Writes the tensors as a `.safetensors` file, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], and [`Error::File`] as [`Self::to_bytes`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let bytes =
-            safe::to_bytes(&self.tensors).map_err(|reason| Error::File { path: path.into(), reason })?;
+        let bytes = self.to_bytes().map_err(|reason| Error::File { path: path.into(), reason })?;
         write_atomically(path, &bytes).map_err(|error| Error::graph(path, error))
+    }
+
+    /// The file it was read from; empty for one that was not.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensor of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Array> {
+        self.tensors.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor)
     }
 
     /// Names and tensors.
@@ -82,8 +116,8 @@ impl StateDict {
         &self.tensors
     }
 
-    /// The model of a network whose tensors have these names: `node.slot`. A last layer `fc` fits one that is called `linear`, and
-    /// the other way round.
+    /// The model of a network whose tensors have these names, `node.slot`, or those that [`Self::of`] gives. A last layer `fc` fits
+    /// one that is called `linear`, and the other way round.
     ///
     /// # Errors
     /// [`Error::Mismatch`] that lists every tensor that is missing, unknown or has other extents; [`Error::File`] for numbers that
@@ -92,11 +126,13 @@ impl StateDict {
         let Self { path, tensors } = self;
         let mut known: BTreeMap<String, Array> = tensors.into_iter().collect();
         rename(&mut known, &graph);
+        let modules = modules(&graph);
         let mut problems = Vec::new();
         let nodes = graph.iter().map(|(id, node)| {
             let slots = graph.slots(id).into_iter().map(|slot| {
                 let name = format!("{}.{}", node.name(), slot.name);
-                match known.remove(&name) {
+                let found = known.remove(&name);
+                match found.or_else(|| known.remove(&format!("{}.{}", modules[id.index()], slot.name))) {
                     Some(tensor) if tensor.dims() == slot.dims => tensor,
                     found => {
                         problems.push(match found {
@@ -126,7 +162,7 @@ impl StateDict {
 fn rename(known: &mut BTreeMap<String, Array>, graph: &Graph) {
     for (theirs, ours) in ALIASES {
         let layer = graph.iter().find(|(_, node)| node.name() == ours && matches!(node.op(), Op::Linear(_)));
-        if layer.is_none() || graph.find(theirs).is_ok() {
+        if layer.is_none() || graph.find(theirs).is_ok() || known.contains_key(&format!("{ours}.weight")) {
             continue;
         }
         for slot in ["weight", "bias"] {
@@ -135,4 +171,16 @@ fn rename(known: &mut BTreeMap<String, Array>, graph: &Graph) {
             }
         }
     }
+}
+
+/// The name of each node as a module of PyTorch's.
+fn modules(graph: &Graph) -> Vec<String> {
+    let known: BTreeSet<&str> = graph.nodes().iter().map(cofilter_graph::Node::name).collect();
+    let of = |name: &str| {
+        let (layer, place) =
+            FACTORS.iter().find_map(|(ours, theirs)| Some((name.strip_suffix(ours)?, theirs)))?;
+        let both = FACTORS.iter().all(|(ours, _)| known.contains(&*format!("{layer}{ours}")));
+        both.then(|| format!("{layer}{place}"))
+    };
+    graph.nodes().iter().map(|node| of(node.name()).unwrap_or_else(|| node.name().to_owned())).collect()
 }

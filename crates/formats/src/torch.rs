@@ -36,15 +36,25 @@ const DEPTH: usize = 3;
 /// Most extents of a tensor.
 const MOST_DIMS: usize = 16;
 
+/// What a checkpoint is read from.
+pub(crate) trait Bytes: Read + Seek {}
+impl<T: Read + Seek> Bytes for T {}
+
 /// Reads the tensors of a file that `torch.save` wrote: a state dict, or a dictionary that holds one under a usual name.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::File`] if the file is damaged, of another kind, or holds what is not supported.
 pub(crate) fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     let io = |source| Error::Io { path: path.into(), source };
-    let fail = |reason: String| Error::File { path: path.into(), reason };
-    let mut file = File::open(path).map_err(io)?;
+    let file = File::open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
+    read_from(Box::new(file), len, path)
+}
+
+/// As [`read`], from `len` bytes of a file, whose name is for messages.
+pub(crate) fn read_from(mut file: Box<dyn Bytes>, len: u64, path: &Path) -> Result<Vec<(String, Array)>> {
+    let io = |source| Error::Io { path: path.into(), source };
+    let fail = |reason: String| Error::File { path: path.into(), reason };
     let mut magic = [0; 4];
     let begins = file.read_exact(&mut magic);
     if begins.is_err() {

@@ -6,6 +6,9 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
 
+/// Most numbers of all inputs, and of all outputs.
+const MOST: usize = 1 << 30;
+
 /// How far two networks agree on the same inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Agreement {
@@ -31,8 +34,12 @@ pub fn verify(source: &Model, result: &Model, images: usize, seed: u64) -> Resul
         return Err(Error::Model(cofilter_graph::Error::Graph(reason)));
     }
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    let inputs: Vec<f32> =
-        (0..images * from.elements()).map(|_| StandardNormal.sample(&mut generator)).collect();
+    let len = from.elements();
+    if images.checked_mul(len.max(to.elements())).is_none_or(|count| count > MOST) {
+        let reason = format!("{images} inputs of {from}, at most {MOST} numbers are compared");
+        return Err(Error::Model(cofilter_graph::Error::Graph(reason)));
+    }
+    let inputs: Vec<f32> = (0..images * len).map(|_| StandardNormal.sample(&mut generator)).collect();
     let outputs = |model: &Model| -> Result<Vec<f32>, Error> {
         let plan = Plan::compile(model, &Options { batch: 1, ..Options::default() })?;
         let mut session = plan.session();

@@ -176,7 +176,7 @@ fn damaged_descriptions_name_the_line() {
     let error = import("name: 'a'", &[]).unwrap_err().to_string();
     assert!(error.contains("net.caffemodel: not a caffemodel"), "{error}");
     let error = import("name: 'a'", &[("a", &[(&[1], &[1.0])])]).unwrap_err().to_string();
-    assert!(error.contains("--input CxHxW"), "{error}");
+    assert!(error.contains("--image CxHxW"), "{error}");
 }
 
 fn fixtures() -> PathBuf {
@@ -199,9 +199,52 @@ fn a_network_gives_its_result() {
         let back = cofilter_formats::onnx::from_bytes(bytes, Path::new("tiny.onnx"), None).unwrap();
         for model in [found.model, back.model] {
             let output = cofilter_runtime::reference::run(&model, &tensor("input")).unwrap();
-            for (found, expected) in output.iter().zip(tensor("output")) {
+            let expected = tensor("output");
+            assert_eq!(output.len(), expected.len(), "{name}");
+            for (found, expected) in output.iter().zip(expected) {
                 assert!((found - f64::from(expected)).abs() <= 1e-6, "{name}: {found} {expected}");
             }
         }
+    }
+}
+
+/// A batch normalisation whose result others read too keeps it apart from the factors.
+#[test]
+fn batch_norm_is_merged_with_its_scale_only_where_nobody_sees_it() {
+    let text = format!(
+        "{HEAD}
+        layer {{ name: 'bn' type: 'BatchNorm' bottom: 'data' top: 'bn' }}
+        layer {{ name: 'scale' type: 'Scale' bottom: 'bn' top: 'scaled' }}
+        layer {{ name: 'sum' type: 'Eltwise' bottom: 'bn' bottom: 'scaled' top: 'sum' }}"
+    );
+    let statistics: &[(&[i64], &[f32])] = &[(&[2], &[2.0, 4.0]), (&[2], &[4.0, 16.0]), (&[1], &[2.0])];
+    let found = import(&text, &[("bn", statistics), ("scale", &[(&[2], &[3.0, 5.0])])]).unwrap().model;
+    let names: Vec<&str> = found.graph().nodes().iter().map(|node| node.name()).collect();
+    assert_eq!(names, ["data", "bn", "scale", "sum"]);
+    let output = cofilter_runtime::reference::run(&found, &[7.0; 50]).unwrap();
+    // (7 - 1) / sqrt(2) once and three times; (7 - 2) / sqrt(8) once and five times.
+    let expected = [6.0 / (2.0_f64 + 1e-5).sqrt() * 4.0, 5.0 / (8.0_f64 + 1e-5).sqrt() * 6.0];
+    assert!((output[0] - expected[0]).abs() < 1e-6 && (output[49] - expected[1]).abs() < 1e-6, "{output:?}");
+}
+
+#[test]
+fn what_would_change_the_result_is_refused() {
+    for (layer, reason) in [
+        ("name: 'a' type: 'ReLU' bottom: 'data' top: 'a' include { stage: 'deploy' }", "include by `stage`"),
+        ("name: 'a' type: 'Softmax' bottom: 'data' top: 'a'", "is at each position of a map"),
+        (
+            "name: 'a' type: 'Dropout' bottom: 'data' top: 'a' dropout_param { scale_train: false }",
+            "scale_train",
+        ),
+        (
+            "name: 'a' type: 'Pooling' bottom: 'data' top: 'a' top: 'mask' pooling_param { kernel_size: 2 }",
+            "gives 2 blobs",
+        ),
+        ("name: 'a' type: 'ArgMax' bottom: 'data' top: 'a'", "is not supported"),
+    ] {
+        let error = import(&format!("{HEAD} layer {{ {layer} }}"), &[("b", &[(&[1], &[1.0])])])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("layer `a`") && error.contains(reason), "{error}");
     }
 }

@@ -139,14 +139,22 @@ fn write(path: &Path, model: &Model) {
 
 #[test]
 fn torchvision_loads_our_state_dicts() {
+    if std::env::var_os("COFILTER_PYTHON").is_none() {
+        peer("load", Path::new("."));
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     for (name, extents) in NETWORKS {
         let model = lively(graph(name, extents));
-        write(&folder.path().join(format!("{name}.safetensors")), &model);
-        StateDict::of(&model).save(folder.path().join(format!("{name}.state.safetensors"))).unwrap();
+        let settings = Settings { rule: RankRule::Energy(0.5), linear: true, ..Settings::default() };
+        let (low, _) = decompose(&model, &settings).unwrap();
+        for (name, model) in [(name.to_owned(), model), (format!("{name}-low-rank"), low)] {
+            write(&folder.path().join(format!("{name}.safetensors")), &model);
+            StateDict::of(&model).save(folder.path().join(format!("{name}.state.safetensors"))).unwrap();
+        }
     }
     if let Some(lines) = peer("load", folder.path()) {
-        agree(&lines, NETWORKS.len());
+        agree(&lines, 2 * NETWORKS.len());
     }
 }
 

@@ -26,7 +26,7 @@ fn tensor(path: &Path, name: &str) -> Vec<f32> {
 /// Every committed file, through the f64 reference, against what wrote it.
 #[test]
 fn networks_of_other_exporters_give_their_results() {
-    let mut count = 0;
+    let (mut count, mut settings) = (0, 0);
     for entry in std::fs::read_dir(fixtures()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "onnx") {
@@ -35,20 +35,22 @@ fn networks_of_other_exporters_give_their_results() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let network = name.split('.').next().unwrap();
         let expected = fixtures().join(format!("{network}.safetensors"));
-        let model = onnx::import(&path, None).unwrap().model;
-        let found = reference::run(&model, &tensor(&expected, "input")).unwrap();
-        let expected = tensor(&expected, "output");
-        assert_eq!(found.len(), expected.len(), "{name}");
-        let largest = expected.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
-        for (found, expected) in found.iter().zip(&expected) {
-            assert!(
-                (found - f64::from(*expected)).abs() <= 1e-5 * f64::from(largest),
-                "{name}: {found} {expected}"
-            );
+        let model = onnx::import(&path, None).unwrap_or_else(|error| panic!("{error}")).model;
+        let outputs = reference::outputs(&model, &tensor(&expected, "input")).unwrap();
+        for (at, found) in outputs.iter().enumerate() {
+            let output = if at == 0 { "output".into() } else { format!("output{at}") };
+            let expected = tensor(&expected, &output);
+            assert_eq!(found.len(), expected.len(), "{name} {output}");
+            let largest = expected.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let error = (found - f64::from(*expected)).abs();
+                assert!(error <= 1e-5 * f64::from(largest), "{name} {output}: {found} {expected}");
+            }
         }
+        settings += outputs.len();
         count += 1;
     }
-    assert_eq!(count, 13, "files in fixtures/onnx");
+    assert_eq!((count, settings), (16, 113), "files in fixtures/onnx, and their outputs");
 }
 
 #[test]

@@ -104,6 +104,7 @@ fn other_files_are_refused() {
     for (bytes, reason) in [
         (&b""[..], "found 0 bytes"),
         (b"PK\x03\x04", "not an archive"),
+        (b"\x02\0\0\0\0\0\0\0{}", "holds no tensors"),
         (b"{\"state_dict\": 1}", "not a checkpoint of PyTorch"),
         (b"\x80\x02c__builtin__\neval\n.", "magic number"),
     ] {

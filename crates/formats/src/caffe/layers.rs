@@ -13,8 +13,8 @@ const TRAINING: [&str; 4] = ["weight_filler", "bias_filler", "engine", "filler"]
 
 impl Importer {
     pub(super) fn layer(&mut self, layer: &Layer<'_>) -> Result<Value, Reason> {
-        if layer.tops.is_empty() {
-            return Err("gives nothing".into());
+        if layer.tops.len() != 1 && layer.kind != "Split" || layer.tops.is_empty() {
+            return Err(format!("gives {} blobs, expected 1", layer.tops.len()));
         }
         match layer.kind {
             "Convolution" => self.convolution(layer),
@@ -34,9 +34,16 @@ impl Importer {
             }
             "Dropout" => {
                 let settings = layer.settings("dropout_param", &["dropout_ratio", "scale_train"])?;
+                if !settings.flag("scale_train", true)? {
+                    return Err("scale_train: false is not supported".into());
+                }
                 self.of_one(layer, Op::Dropout { p: settings.number("dropout_ratio", 0.5)? })
             }
             "Softmax" => {
+                let x = self.draft.shape(self.value(layer.bottom()?)?);
+                if x.spatial() != [1, 1] {
+                    return Err(format!("is at each position of a map {x}, which is not supported"));
+                }
                 let axis: i64 = layer.settings("softmax_param", &["axis", "engine"])?.number("axis", 1)?;
                 if axis != 1 {
                     return Err(format!("axis {axis}, only 1 is supported"));
@@ -293,7 +300,10 @@ impl Importer {
     /// Adds the batch normalisation that waited, unless `next` is its `Scale`.
     pub(super) fn complete(&mut self, next: Option<&Layer<'_>>) {
         let Some(last) = &self.last else { return };
-        if next.is_some_and(|next| next.kind == "Scale" && next.bottoms == [last.top.as_str()]) {
+        // Another reader wants it without the factors.
+        let alone = |next: &Layer<'_>| next.tops == next.bottoms || self.readers.get(&last.top) == Some(&1);
+        if next.is_some_and(|next| next.kind == "Scale" && next.bottoms == [last.top.as_str()] && alone(next))
+        {
             return;
         }
         let channels = last.mean.len();

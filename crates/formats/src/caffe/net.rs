@@ -4,9 +4,10 @@ use super::text::Message;
 use super::weights::Blobs;
 use crate::draft::{Draft, Reason, Value};
 use cofilter_graph::{Op, Shape};
+use std::collections::BTreeMap;
 
 /// Layers that only training and its surroundings need, which pass nothing on.
-const SILENT: [&str; 10] = [
+const SILENT: [&str; 8] = [
     "Accuracy",
     "SoftmaxWithLoss",
     "EuclideanLoss",
@@ -15,8 +16,6 @@ const SILENT: [&str; 10] = [
     "SigmoidCrossEntropyLoss",
     "InfogainLoss",
     "ContrastiveLoss",
-    "Silence",
-    "ArgMax",
 ];
 /// Layers that read images.
 const SOURCES: [&str; 6] = ["Data", "ImageData", "MemoryData", "HDF5Data", "DummyData", "WindowData"];
@@ -59,13 +58,14 @@ const OLD: [(&str, &str); 33] = [
 ];
 
 /// What a blob of the description stands for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
-    name: String,
     /// `None` where the layer that makes it has a problem.
     value: Option<Value>,
     /// Whether a layer has read it.
     read: bool,
+    /// Place in the description of the layer that makes it.
+    order: usize,
 }
 
 /// A layer that may be completed by the next one: a `BatchNorm`, whose `Scale` follows.
@@ -81,10 +81,13 @@ pub(super) struct Normalised {
 }
 
 /// Builds a network from the layers of a description.
+#[derive(Default)]
 pub(super) struct Importer {
     pub(super) draft: Draft,
     /// Blobs by name; a layer in place replaces its own.
-    pub(super) tops: Vec<Top>,
+    pub(super) tops: BTreeMap<String, Top>,
+    /// How many layers read each blob.
+    pub(super) readers: BTreeMap<String, usize>,
     /// The batch normalisation that waits for its factors.
     pub(super) last: Option<Normalised>,
     pub(super) blobs: Blobs,
@@ -103,73 +106,86 @@ pub(super) struct Layer<'a> {
 impl Importer {
     /// Imports all layers and gives the outputs: the blobs that no layer reads.
     pub(super) fn run(&mut self, net: &Message, input: Option<Shape>) -> Vec<Value> {
-        let layers: Vec<Layer<'_>> = (net.messages("layer").chain(net.messages("layers")))
-            .filter(|layer| in_test(layer))
-            .map(Layer::of)
-            .collect();
-        let mut source = net.text("input").map(str::to_owned);
+        let mut layers: Vec<Layer<'_>> = Vec::new();
+        for layer in net.messages("layer").chain(net.messages("layers")).map(Layer::of) {
+            match in_test(layer.message) {
+                Ok(true) => layers.push(layer),
+                Ok(false) => {}
+                Err(reason) => self.problem(&layer, &reason),
+            }
+        }
+        for bottom in
+            layers.iter().filter(|layer| !SILENT.contains(&layer.kind)).flat_map(|layer| &layer.bottoms)
+        {
+            *self.readers.entry((*bottom).to_owned()).or_insert(0) += 1;
+        }
         match declared(net, &layers).and_then(|shape| agreed(shape, input)) {
             Ok(shape) => {
-                let name = source.take().or_else(|| first_top(&layers));
+                let name = net.text("input").map(str::to_owned).or_else(|| first_top(&layers));
                 let name = name.unwrap_or_else(|| "data".into());
                 match self.draft.add(&name, Op::Input { shape }, &[], Vec::new()) {
-                    Ok(value) => self.put(&name, Some(value)),
+                    Ok(value) => self.put(&name, Some(value), 0),
                     Err(reason) => self.problems.push(format!("input `{name}`: {reason}")),
                 }
             }
             Err(reason) => self.problems.push(reason),
         }
         if self.problems.is_empty() {
-            layers.iter().for_each(|layer| self.take(layer));
+            layers.iter().enumerate().for_each(|(at, layer)| self.take(layer, at + 1));
             self.complete(None);
         }
-        let mut outputs: Vec<Value> =
-            self.tops.iter().filter(|top| !top.read).filter_map(|top| top.value).collect();
+        let mut unread: Vec<&Top> = self.tops.values().filter(|top| !top.read).collect();
         // The main output is the last one of the description; heads for training come before it.
-        outputs.reverse();
+        unread.sort_by_key(|top| std::cmp::Reverse(top.order));
+        let outputs: Vec<Value> = unread.iter().filter_map(|top| top.value).collect();
         if outputs.is_empty() && self.problems.is_empty() {
             self.problems.push("the description has no output".into());
         }
         outputs
     }
 
-    fn take(&mut self, layer: &Layer<'_>) {
-        if layer.kind == "Input" || SOURCES.contains(&layer.kind) {
-            return;
-        }
+    fn problem(&mut self, layer: &Layer<'_>, reason: &str) {
+        self.problems.push(format!("layer `{}` ({}): {reason}", layer.name, layer.kind));
+    }
+
+    fn take(&mut self, layer: &Layer<'_>, order: usize) {
         // Losses read what is the network's output.
-        if SILENT.contains(&layer.kind) {
+        if layer.kind == "Input" || SOURCES.contains(&layer.kind) || SILENT.contains(&layer.kind) {
             return;
         }
         self.complete(Some(layer));
-        let broken = (layer.bottoms.iter())
-            .any(|name| self.tops.iter().any(|top| top.name == *name && top.value.is_none()));
-        let result = if broken { Ok(None) } else { self.layer(layer).map(Some) };
+        let unknown = |name: &&str| self.tops.get(*name).is_some_and(|top| top.value.is_none());
+        let broken = layer.bottoms.iter().any(unknown);
+        let silence = layer.kind == "Silence";
+        let result = if broken || silence { Ok(None) } else { self.layer(layer).map(Some) };
         let value = result.unwrap_or_else(|reason| {
-            self.problems.push(format!("layer `{}` ({}): {reason}", layer.name, layer.kind));
+            self.problem(layer, &reason);
             None
         });
         for bottom in &layer.bottoms {
-            self.tops.iter_mut().filter(|top| top.name == *bottom).for_each(|top| top.read = true);
+            if let Some(top) = self.tops.get_mut(*bottom) {
+                top.read = true;
+            }
         }
         for top in &layer.tops {
-            self.put(top, value);
+            self.put(top, value, order);
         }
     }
 
-    fn put(&mut self, name: &str, value: Option<Value>) {
-        self.tops.retain(|top| top.name != name);
-        self.tops.push(Top { name: name.into(), value, read: false });
+    fn put(&mut self, name: &str, value: Option<Value>, order: usize) {
+        self.tops.insert(name.into(), Top { value, read: false, order });
     }
 
     /// Changes what a blob stands for.
     pub(super) fn replace(&mut self, name: &str, value: Value) {
-        self.tops.iter_mut().filter(|top| top.name == name).for_each(|top| top.value = Some(value));
+        if let Some(top) = self.tops.get_mut(name) {
+            top.value = Some(value);
+        }
     }
 
     /// The value of a blob.
     pub(super) fn value(&self, name: &str) -> Result<Value, Reason> {
-        let top = self.tops.iter().find(|top| top.name == name);
+        let top = self.tops.get(name);
         top.and_then(|top| top.value).ok_or_else(|| format!("reads `{name}`, which no layer before it gives"))
     }
 }
@@ -206,13 +222,26 @@ impl<'a> Layer<'a> {
 }
 
 /// Whether a layer is there when images are classified.
-fn in_test(layer: &Message) -> bool {
-    let phases = |rules: &str| {
-        layer.messages(rules).filter_map(|rule| rule.text("phase")).map(str::to_owned).collect::<Vec<_>>()
+///
+/// # Errors
+/// For rules that ask for more than a phase: which levels and stages are meant is not in the file.
+fn in_test(layer: &Message) -> Result<bool, Reason> {
+    let phases = |rules: &str| -> Result<Vec<bool>, Reason> {
+        let of = |rule: &Message| {
+            if let Some(other) = rule.names().find(|name| *name != "phase") {
+                return Err(format!("{rules} by `{other}` is not supported"));
+            }
+            match rule.text("phase") {
+                None => Ok(true),
+                Some("TEST" | "1") => Ok(true),
+                Some("TRAIN" | "0") => Ok(false),
+                Some(other) => Err(format!("{rules} in phase {other}")),
+            }
+        };
+        layer.messages(rules).map(of).collect()
     };
-    let (included, excluded) = (phases("include"), phases("exclude"));
-    (included.is_empty() || included.iter().any(|phase| phase == "TEST"))
-        && !excluded.iter().any(|phase| phase == "TEST")
+    let (included, excluded) = (phases("include")?, phases("exclude")?);
+    Ok((included.is_empty() || included.contains(&true)) && !excluded.contains(&true))
 }
 
 /// The first blob of a layer that reads images.
@@ -250,7 +279,7 @@ fn agreed(declared: Option<Shape>, given: Option<Shape>) -> Result<Shape, Reason
         }
         (Some(shape), _) | (None, Some(shape)) => Ok(shape),
         (None, None) => {
-            Err("the description does not say how large images are; say it (`--input CxHxW`)".into())
+            Err("the description does not say how large images are; say it (`--image CxHxW`)".into())
         }
     }
 }

@@ -126,10 +126,13 @@ fn hdf5(bytes: Vec<u8>) -> Result<Blobs, Reason> {
         format!("HDF5: {error}")
     }
     // Caffe compresses nothing, so no data set is larger than the file.
+    let len = bytes.len();
     let options = OpenOptions::default().with_max_read_bytes(bytes.len()).with_max_chunk_bytes(bytes.len());
     let file = Hdf5File::from_vec_with_options(bytes, options).map_err(fail)?;
     let data = file.root_group().map_err(fail)?.group("data").map_err(fail)?;
     let mut all = Blobs::new();
+    // Several names may be links to one data set.
+    let mut left = len;
     for layer in data.groups().map_err(fail)? {
         let mut numbered = BTreeMap::new();
         for set in layer.datasets().map_err(fail)? {
@@ -145,6 +148,9 @@ fn hdf5(bytes: Vec<u8>) -> Result<Blobs, Reason> {
             let read = at().and_then(|at| Ok((at, blob()?)));
             let (at, blob) =
                 read.map_err(|reason| format!("data set `{}/{}`: {reason}", layer.name(), set.name()))?;
+            left = left.checked_sub(4 * blob.data.len()).ok_or(
+                "HDF5: the data sets hold more than the file, links to the same one are not supported",
+            )?;
             numbered.insert(at, blob);
         }
         if !numbered.is_empty() {

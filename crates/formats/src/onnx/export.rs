@@ -40,6 +40,9 @@ pub fn to_bytes(artifact: &Artifact) -> Result<Vec<u8>, String> {
     for (id, _) in model.graph().iter().skip(1) {
         writer.node(id).map_err(|reason| format!("node `{}`: {reason}", model.graph().node(id).name()))?;
     }
+    if model.graph().outputs()[0] == model.graph().input() {
+        writer.push("Identity", vec!["input".into()], "output", Vec::new());
+    }
     let provenance =
         serde_json::to_string(&artifact.provenance).map_err(|error| format!("provenance: {error}"))?;
     let described = |name: &str, shape: Shape| proto::Described {
@@ -48,9 +51,10 @@ pub fn to_bytes(artifact: &Artifact) -> Result<Vec<u8>, String> {
             tensor: Some(proto::TensorKind { element: kind::FLOAT, shape: Some(extents(shape)) }),
         }),
     };
+    let network = artifact.provenance.network.as_deref().filter(|name| !name.is_empty());
     let graph = Graph {
         nodes: writer.nodes,
-        name: artifact.provenance.network.clone().unwrap_or_else(|| "network".into()),
+        name: network.unwrap_or("network").to_owned(),
         initializers: writer.initializers,
         inputs: vec![described("input", model.graph().input_shape())],
         outputs: vec![described("output", model.graph().output_shape())],

@@ -2,14 +2,14 @@
 
 use super::attributes::Attributes;
 use super::proto::{Node, kind};
-use super::tensor::{Constant, Data};
+use super::tensor::{Beside, Constant, Data, MOST_DIMS, elements};
 use crate::draft::Reason;
 
 /// Operands of a node; `None` where one is left out.
 pub(super) type Operands<'a> = [Option<&'a Constant>];
 
 /// Elements that a computed tensor may always have.
-const ALWAYS: usize = 1 << 16;
+const ALWAYS: usize = 1 << 20;
 
 /// Computes constants of constants, no more than the file could well mean.
 #[derive(Debug)]
@@ -69,12 +69,15 @@ impl Folder {
     }
 
     /// Takes from what may still be computed.
-    fn take(&mut self, dims: &[usize]) -> Result<usize, Reason> {
-        let len = dims.iter().try_fold(1_usize, |len, dim| len.checked_mul(*dim));
-        let left = len.and_then(|len| self.room.checked_sub(len));
+    ///
+    /// # Errors
+    /// If no honest file of such a length needs so much.
+    pub(super) fn take(&mut self, dims: &[usize]) -> Result<usize, Reason> {
+        let len = elements(dims)?;
+        let left = self.room.checked_sub(len);
         self.room =
-            left.ok_or_else(|| format!("computes {dims:?} constants, more than such a file could mean"))?;
-        Ok(dims.iter().product())
+            left.ok_or_else(|| format!("computes {dims:?} numbers, more than such a file could mean"))?;
+        Ok(len)
     }
 
     /// A tensor whose elements are those of another one; `from` gives the index of an element in it.
@@ -155,7 +158,8 @@ impl Folder {
             return Err("concatenates tensors of other extents".into());
         }
         let mut dims = parts[0].dims.clone();
-        dims[at] = parts.iter().map(|part| part.dims[at]).sum();
+        let whole = parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(part.dims[at]));
+        dims[at] = whole.ok_or("too many elements")?;
         // An extent of 0 leaves nothing to copy, however many rows of it there are.
         let outer = if self.take(&dims)? == 0 { 0 } else { dims[..at].iter().product() };
         let chunk = |part: &Constant| part.dims[at..].iter().product::<usize>();
@@ -166,7 +170,7 @@ impl Folder {
                     all.extend(&part.as_ints()?[row * chunk(part)..][..chunk(part)]);
                 }
             }
-            return Ok(Constant { dims, data: Data::Ints(all) });
+            return Ok(Constant { dims, data: Data::Ints(all.into()) });
         }
         let mut all = Vec::new();
         for row in 0..outer {
@@ -188,6 +192,9 @@ impl Folder {
         let indices: Vec<usize> =
             at.known_ints()?.iter().map(|index| axis(*index, extent)).collect::<Result<_, _>>()?;
         let rank = at.dims.len();
+        if x.dims.len() + at.dims.len() > MOST_DIMS {
+            return Err(format!("{:?} of {:?}: too many extents", at.dims, x.dims));
+        }
         let dims: Vec<usize> =
             x.dims[..along].iter().chain(&at.dims).chain(&x.dims[along + 1..]).copied().collect();
         let (strides, inner) = (strides(&x.dims), strides(&at.dims));
@@ -215,11 +222,14 @@ impl Folder {
             shape.known_ints()?.iter().map(|dim| usize::try_from(*dim).ok()).collect();
         let dims = dims.ok_or("a negative extent")?;
         let len = self.take(&dims)?;
-        let value = attributes.tensor("value").map(|tensor| Constant::read(tensor, None)).transpose()?;
+        let value = attributes
+            .tensor("value")
+            .map(|tensor| Constant::read(tensor, &mut Beside::new(None)))
+            .transpose()?;
         let data = match value.map(|value| value.data) {
             None => Data::Floats(vec![0.0; len].into()),
             Some(Data::Floats(floats)) if floats.len() == 1 => Data::Floats(vec![floats[0]; len].into()),
-            Some(Data::Ints(ints)) if ints.len() == 1 => Data::Ints(vec![ints[0]; len]),
+            Some(Data::Ints(ints)) if ints.len() == 1 => Data::Ints(vec![ints[0]; len].into()),
             Some(other) => return Err(format!("a value of {} numbers", other.len())),
         };
         Ok(Constant { dims, data })
@@ -267,7 +277,7 @@ impl Folder {
                     _ => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
                 };
                 let mut all = Vec::with_capacity(a.len());
-                for pair in a.iter().zip(b) {
+                for pair in a.iter().zip(&**b) {
                     all.push(match pair {
                         (Some(a), Some(b)) => {
                             Some(of(*a, *b).ok_or_else(|| format!("{} of {a} and {b}", node.op_type))?)
@@ -275,7 +285,7 @@ impl Folder {
                         _ => None,
                     });
                 }
-                Data::Ints(all)
+                Data::Ints(all.into())
             }
             _ => return Err("operands of two types".into()),
         };
@@ -344,11 +354,14 @@ fn reshape(x: &Constant, shape: &[Option<i64>], zero_copies: bool) -> Result<Con
             extent => usize::try_from(extent).map_err(|_| format!("shape {shape:?}"))?,
         });
     }
-    let known = dims.iter().try_fold(1_usize, |len, dim| len.checked_mul(*dim)).ok_or("a shape too large")?;
+    if dims.len() > MOST_DIMS {
+        return Err(format!("{} extents, at most {MOST_DIMS} are supported", dims.len()));
+    }
+    let known = elements(&dims)?;
     if let Some(at) = open {
         dims[at] = x.data.len().checked_div(known).unwrap_or(0);
     }
-    if dims.iter().try_fold(1_usize, |len, dim| len.checked_mul(*dim)) != Some(x.data.len()) {
+    if elements(&dims)? != x.data.len() {
         return Err(format!("{:?} does not fit {dims:?}", x.dims));
     }
     Ok(Constant { dims, data: x.data.clone() })
@@ -358,6 +371,9 @@ fn unsqueeze(x: &Constant, axes: &[i64]) -> Result<Constant, Reason> {
     let rank = x.dims.len() + axes.len();
     let mut places: Vec<usize> = axes.iter().map(|at| axis(*at, rank)).collect::<Result<_, _>>()?;
     places.sort_unstable();
+    if rank > MOST_DIMS || places.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(format!("axes {axes:?}"));
+    }
     let mut dims = x.dims.clone();
     for place in places {
         if place > dims.len() {

@@ -6,12 +6,14 @@ mod shapes;
 
 use super::fold::Folder;
 use super::proto::{ExtentValue, Graph, Node, kind};
-use super::tensor::Constant;
+use super::tensor::{Beside, Constant};
 use crate::draft::{Draft, Reason, Value as Drafted};
 use cofilter_graph::{Op, Pool2d, Shape};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+/// Numbers of an image.
+const MOST_ELEMENTS: usize = 1 << 28;
 /// Nodes that are named for one unsupported op.
 const NAMED: usize = 4;
 
@@ -120,8 +122,9 @@ impl<'a> Importer<'a> {
         input: Option<Shape>,
     ) -> Result<Imported, Vec<String>> {
         let graph = self.graph;
+        let mut beside = Beside::new(folder);
         for tensor in &graph.initializers {
-            let value = Constant::read(tensor, folder).map(Value::Constant).unwrap_or_else(|reason| {
+            let value = Constant::read(tensor, &mut beside).map(Value::Constant).unwrap_or_else(|reason| {
                 self.problems.others.push(format!("tensor `{}`: {reason}", tensor.name));
                 Value::Unknown
             });
@@ -135,7 +138,7 @@ impl<'a> Importer<'a> {
             return Err(self.problems.list());
         }
         match sorted(graph, &self.values) {
-            Ok(nodes) => nodes.into_iter().for_each(|node| self.take(node, folder)),
+            Ok(nodes) => nodes.into_iter().for_each(|node| self.take(node, &mut beside)),
             Err(reason) => self.problems.others.push(reason),
         }
         let mut outputs = Vec::new();
@@ -193,7 +196,7 @@ impl<'a> Importer<'a> {
             (Some(shape), _) | (None, Some(shape)) => shape,
             (None, None) => {
                 return Err(fail(
-                    "its extents are open or not those of an image; say which are meant (`--input CxHxW`)",
+                    "its extents are open or not those of an image; say which are meant (`--image CxHxW`)",
                 ));
             }
         };
@@ -202,6 +205,12 @@ impl<'a> Importer<'a> {
             fixed.iter().skip(1).zip(shape.dims()).all(|(fixed, dim)| fixed.is_none_or(|fixed| fixed == dim));
         if !fits || !agrees {
             return Err(fail(&format!("{shape} does not fit its {} extents", fixed.len())));
+        }
+        // What every network needs for an image, so that no constant by channel is larger than a file could mean.
+        if shape.elements() > MOST_ELEMENTS {
+            return Err(fail(&format!(
+                "{shape}: images of more than {MOST_ELEMENTS} numbers are not supported"
+            )));
         }
         self.batch = fixed.first().copied().flatten().and_then(|batch| i64::try_from(batch).ok());
         let value = self
@@ -213,7 +222,7 @@ impl<'a> Importer<'a> {
     }
 
     /// Imports a node, or remembers why it cannot be.
-    fn take(&mut self, node: &'a Node, folder: Option<&Path>) {
+    fn take(&mut self, node: &'a Node, beside: &mut Beside<'_>) {
         // What an optional operand that is left out stands for is for the op to say.
         let operands: Vec<Option<Value>> = (node.inputs.iter())
             .map(|name| if name.is_empty() { None } else { self.values.get(name.as_str()).cloned() })
@@ -224,7 +233,7 @@ impl<'a> Importer<'a> {
         let result = match missing {
             Some(name) => Err(Failure::Because(format!("input `{name}` is not computed"))),
             None if broken => Ok(Value::Unknown),
-            None => self.node(node, &operands, folder),
+            None => self.node(node, &operands, beside),
         };
         let value = match result {
             Ok(value) => value,
@@ -260,13 +269,13 @@ impl<'a> Importer<'a> {
         &mut self,
         node: &Node,
         operands: &[Option<Value>],
-        folder: Option<&Path>,
+        beside: &mut Beside<'_>,
     ) -> Result<Value, Failure> {
         if !standard(&node.domain) {
             return Err(Failure::Unsupported);
         }
         if node.op_type == "Constant" {
-            return Ok(Value::Constant(shapes::constant(node, folder)?));
+            return Ok(Value::Constant(shapes::constant(node, beside)?));
         }
         let constants: Option<Vec<Option<&Constant>>> = (operands.iter())
             .map(|operand| match operand {

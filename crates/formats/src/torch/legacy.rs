@@ -1,11 +1,10 @@
 //! Files of PyTorch before 1.6: pickles of a magic number, a version, facts about the machine, the object, and the keys of the
 //! storages; then for each key the number of its elements and those.
 
-use super::described;
 use super::pickle::{self, Heap, Object, Ref, Tensor};
 use super::storage::{self, Kind, Storages};
+use super::{Bytes, described};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 /// `0x1950a86a20f9469cfc6c`, little endian.
@@ -13,7 +12,7 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 /// Most bytes of all pickles: those of the largest networks have some.
 const MOST: u64 = 64 << 20;
 
-pub(super) fn open(mut file: File, len: u64) -> Result<(Heap, Ref, Box<dyn Storages>), String> {
+pub(super) fn open(mut file: Box<dyn Bytes>, len: u64) -> Result<(Heap, Ref, Box<dyn Storages>), String> {
     let mut bytes = Vec::new();
     (&mut file).take(MOST.min(len)).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     let mut at = 0;
@@ -55,7 +54,7 @@ fn little_endian(heap: &Heap, root: Ref) -> Result<(), String> {
 }
 
 struct Legacy {
-    file: File,
+    file: Box<dyn Bytes>,
     /// First byte and elements of each storage.
     places: BTreeMap<String, (u64, u64)>,
 }
@@ -63,7 +62,7 @@ struct Legacy {
 impl Legacy {
     /// Storages follow each other from byte `at` on in the order of their keys, each after the number of its elements.
     fn new(
-        mut file: File,
+        mut file: Box<dyn Bytes>,
         len: u64,
         mut at: u64,
         keys: Vec<String>,

@@ -1,15 +1,15 @@
 //! Files of PyTorch from 1.6 on: an archive `NAME/data.pkl`, `NAME/data/KEY` for each storage, nothing compressed.
 
+use super::Bytes;
 use super::pickle::{self, Heap, Ref, Tensor};
 use super::storage::{self, Kind, Storages};
-use std::fs::File;
 use std::io::{BufReader, Read};
 use zip::{CompressionMethod, ZipArchive};
 
 /// Most bytes of the pickle: those of the largest networks have some.
 const MOST: u64 = 64 << 20;
 
-pub(super) fn open(file: File) -> Result<(Heap, Ref, Box<dyn Storages>), String> {
+pub(super) fn open(file: Box<dyn Bytes>) -> Result<(Heap, Ref, Box<dyn Storages>), String> {
     let archive =
         ZipArchive::new(BufReader::new(file)).map_err(|error| format!("not an archive: {error}"))?;
     let names = archive.file_names().filter_map(Result::ok);
@@ -32,7 +32,7 @@ pub(super) fn open(file: File) -> Result<(Heap, Ref, Box<dyn Storages>), String>
 }
 
 struct Zipped {
-    archive: ZipArchive<BufReader<File>>,
+    archive: ZipArchive<BufReader<Box<dyn Bytes>>>,
     folder: String,
 }
 

@@ -2,7 +2,8 @@
 
     peer.py make FOLDER    networks of torchvision with seeded weights: state dicts, ONNX files of both exporters, inputs and results
     peer.py check FOLDER   runs NAME.onnx on the `input` of NAME.safetensors and compares with its `output`
-    peer.py load FOLDER    loads NAME.state.safetensors into torchvision's NAME and compares as above
+    peer.py load FOLDER    loads NAME.state.safetensors into torchvision's NAME and compares as above, and so NAME-low-rank
+                           with `docs/load_lowrank.py`
 
 `check` and `load` print a line for each file: its name, the program, the largest difference relative to the largest output.
 """
@@ -121,12 +122,19 @@ def check(folder):
 
 
 def load(folder):
-    for name, (build, _) in networks().items():
-        network = build().eval()
-        network.load_state_dict(load_file(folder / f"{name}.state.safetensors"), strict=True)
+    sys.path.append(str(Path(__file__).parents[4] / "docs"))
+    from load_lowrank import load_lowrank
+
+    def compare(name, network):
         tensors = load_file(folder / f"{name}.safetensors")
         with torch.no_grad():
             report(name, "torch", network(tensors["input"]).numpy(), tensors["output"].numpy())
+
+    for name, (build, _) in networks().items():
+        network = build().eval()
+        network.load_state_dict(load_file(folder / f"{name}.state.safetensors"), strict=True)
+        compare(name, network)
+        compare(f"{name}-low-rank", load_lowrank(build(), folder / f"{name}-low-rank.state.safetensors").eval())
 
 
 {"make": make, "check": check, "load": load}[sys.argv[1]](Path(sys.argv[2]))

@@ -25,6 +25,9 @@ impl Importer<'_> {
         let [filters, depth, kernel_h, kernel_w] = weight.dims[..] else {
             return Err(format!("weight {:?}, expected four extents", weight.dims));
         };
+        if weight.dims.contains(&0) {
+            return Err(format!("weight {:?} has an extent of 0", weight.dims));
+        }
         let kernel = [kernel_h, kernel_w];
         if attributes.lengths::<2>("kernel_shape", 0)? != kernel && attributes.has("kernel_shape") {
             return Err(format!(
@@ -42,13 +45,14 @@ impl Importer<'_> {
                 weight.dims
             ));
         }
-        let own = pads(&attributes, [height, width], kernel, stride, dilation)?;
+        let extents = padded([height, width], before)?;
+        let own = pads(&attributes, extents, kernel, stride, dilation)?;
         let mut all = [0; 4];
         for (sum, (a, b)) in all.iter_mut().zip(before.iter().zip(&own)) {
             *sum = a.checked_add(*b).ok_or("pads are too large")?;
         }
         let mut weight = Array::new(weight.dims.clone(), weight.as_floats()?.clone());
-        let padding = even(&mut weight, all, dilation)?;
+        let padding = self.even(&mut weight, all, dilation)?;
         let kernel = [weight.dims()[2], weight.dims()[3]];
         let bias = call.optional(2)?;
         let conv =
@@ -64,7 +68,7 @@ impl Importer<'_> {
         attributes.expect_int("transA", 0)?;
         let x = call.value(0)?;
         let weight =
-            matrix(call.constant(1)?, attributes.int("transB", 0) == 0, attributes.float("alpha", 1.0))?;
+            self.matrix(call.constant(1)?, attributes.int("transB", 0) == 0, attributes.float("alpha", 1.0))?;
         let features = weight.dims()[0];
         let beta = attributes.float("beta", 1.0);
         let bias = call.optional(2)?.map(|bias| self.spread(bias, Shape::Vector(features))).transpose()?;
@@ -78,7 +82,7 @@ impl Importer<'_> {
         Attributes::of(call.node, &[])?;
         call.at_most(2)?;
         let x = call.value(0)?;
-        let weight = matrix(call.constant(1)?, true, 1.0)?;
+        let weight = self.matrix(call.constant(1)?, true, 1.0)?;
         let op = Op::Linear(Linear { out_features: weight.dims()[0], bias: false });
         Ok(Value::Node(self.draft.add(call.name(), op, &[x], vec![weight])?))
     }
@@ -261,9 +265,10 @@ impl Importer<'_> {
     }
 
     /// A constant by channel: of one number, or with as many as there are channels on the axis of channels.
-    fn spread(&self, constant: &Constant, shape: Shape) -> Result<Vec<f32>, Reason> {
+    fn spread(&mut self, constant: &Constant, shape: Shape) -> Result<Vec<f32>, Reason> {
         let numbers = constant.as_floats()?;
         let channels = shape.channels();
+        self.folder.take(&[channels])?;
         if let [one] = numbers[..] {
             return Ok(vec![one; channels]);
         }
@@ -275,6 +280,66 @@ impl Importer<'_> {
             Some(_) => Ok(numbers.to_vec()),
             None => Err(format!("a constant {dims:?} does not go by the {channels} channels of {shape}")),
         }
+    }
+
+    /// Equal padding on opposite sides. Where they differ, filters get taps of zero on the side with less, which reads as many more zeros.
+    fn even(
+        &mut self,
+        weight: &mut Array,
+        [top, left, bottom, right]: Pads,
+        dilation: [usize; 2],
+    ) -> Result<[usize; 2], Reason> {
+        let mut before = [0; 2];
+        let mut after = [0; 2];
+        for (at, (first, last)) in [(top, bottom), (left, right)].into_iter().enumerate() {
+            let missing = first.abs_diff(last);
+            if missing == 0 {
+                continue;
+            }
+            let taps = missing.checked_div(dilation[at]).unwrap_or(0);
+            if taps * dilation[at] != missing || taps > weight.dims()[2 + at] {
+                return Err(format!("pads {:?} differ too much between sides", [top, left, bottom, right]));
+            }
+            if first < last { before[at] = taps } else { after[at] = taps }
+        }
+        let [filters, depth, height, width] = weight.dims()[..] else {
+            return Err("weight without four extents".into());
+        };
+        if before != [0; 2] || after != [0; 2] {
+            let [rows, columns] = [height + before[0] + after[0], width + before[1] + after[1]];
+            self.folder.take(&[filters, depth, rows, columns])?;
+            let mut widened = vec![0.0; filters * depth * rows * columns];
+            for (kernel, wide) in
+                weight.data().chunks_exact(height * width).zip(widened.chunks_exact_mut(rows * columns))
+            {
+                for (row, from) in kernel.chunks_exact(width).enumerate() {
+                    wide[(row + before[0]) * columns + before[1]..][..width].copy_from_slice(from);
+                }
+            }
+            *weight = Array::new(vec![filters, depth, rows, columns], widened);
+        }
+        Ok([top.max(bottom), left.max(right)])
+    }
+
+    /// A weight `[out, in]`, scaled; `across` if the constant has the inputs first.
+    fn matrix(&mut self, constant: &Constant, across: bool, scale: f32) -> Result<Array, Reason> {
+        let [rows, columns] = constant.dims[..] else {
+            return Err(format!("weight {:?}, expected two extents", constant.dims));
+        };
+        if rows == 0 || columns == 0 {
+            return Err(format!("weight {:?} has an extent of 0", constant.dims));
+        }
+        let numbers = constant.as_floats()?;
+        if !across && scale == 1.0 {
+            return Ok(Array::new(vec![rows, columns], numbers.clone()));
+        }
+        self.folder.take(&[rows, columns])?;
+        let (outputs, inputs) = if across { (columns, rows) } else { (rows, columns) };
+        let at = |output: usize, input: usize| {
+            if across { input * columns + output } else { output * columns + input }
+        };
+        let all = (0..outputs).flat_map(|output| (0..inputs).map(move |input| (output, input)));
+        Ok(Array::new(vec![outputs, inputs], all.map(|(o, i)| numbers[at(o, i)] * scale).collect::<Vec<_>>()))
     }
 
     fn response(&mut self, call: &Call<'_>, response: &Response) -> Result<Value, Reason> {
@@ -304,6 +369,16 @@ impl Response {
             _ => Err("is no step of a response normalisation".into()),
         }
     }
+}
+
+/// The extents of a map with zeros around it.
+pub(super) fn padded(
+    [height, width]: [usize; 2],
+    [top, left, bottom, right]: Pads,
+) -> Result<[usize; 2], Reason> {
+    let sum = |extent: usize, before: usize, after: usize| extent.checked_add(before)?.checked_add(after);
+    let sums = sum(height, top, bottom).zip(sum(width, left, right));
+    sums.map(Into::into).ok_or_else(|| "pads are too large".into())
 }
 
 /// Zeros that a window op asks for: `pads`, or what `auto_pad` says.
@@ -337,60 +412,6 @@ pub(super) fn pads(
         }
         other => Err(format!("auto_pad {other}")),
     }
-}
-
-/// Equal padding on opposite sides. Where they differ, filters get taps of zero on the side with less, which reads as many more zeros.
-fn even(
-    weight: &mut Array,
-    [top, left, bottom, right]: Pads,
-    dilation: [usize; 2],
-) -> Result<[usize; 2], Reason> {
-    let mut before = [0; 2];
-    let mut after = [0; 2];
-    for (at, (first, last)) in [(top, bottom), (left, right)].into_iter().enumerate() {
-        let missing = first.abs_diff(last);
-        if missing == 0 {
-            continue;
-        }
-        let taps = missing.checked_div(dilation[at]).unwrap_or(0);
-        if taps * dilation[at] != missing || taps > weight.dims()[2 + at] {
-            return Err(format!("pads {:?} differ too much between sides", [top, left, bottom, right]));
-        }
-        if first < last { before[at] = taps } else { after[at] = taps }
-    }
-    let [filters, depth, height, width] = weight.dims()[..] else {
-        return Err("weight without four extents".into());
-    };
-    if before != [0; 2] || after != [0; 2] {
-        let [rows, columns] = [height + before[0] + after[0], width + before[1] + after[1]];
-        let mut widened = vec![0.0; filters * depth * rows * columns];
-        for (kernel, wide) in
-            weight.data().chunks_exact(height * width).zip(widened.chunks_exact_mut(rows * columns))
-        {
-            for (row, from) in kernel.chunks_exact(width).enumerate() {
-                wide[(row + before[0]) * columns + before[1]..][..width].copy_from_slice(from);
-            }
-        }
-        *weight = Array::new(vec![filters, depth, rows, columns], widened);
-    }
-    Ok([top.max(bottom), left.max(right)])
-}
-
-/// A weight `[out, in]`, scaled; `across` if the constant has the inputs first.
-fn matrix(constant: &Constant, across: bool, scale: f32) -> Result<Array, Reason> {
-    let [rows, columns] = constant.dims[..] else {
-        return Err(format!("weight {:?}, expected two extents", constant.dims));
-    };
-    let numbers = constant.as_floats()?;
-    if !across && scale == 1.0 {
-        return Ok(Array::new(vec![rows, columns], numbers.clone()));
-    }
-    let (outputs, inputs) = if across { (columns, rows) } else { (rows, columns) };
-    let at = |output: usize, input: usize| {
-        if across { input * columns + output } else { output * columns + input }
-    };
-    let all = (0..outputs).flat_map(|output| (0..inputs).map(move |input| (output, input)));
-    Ok(Array::new(vec![outputs, inputs], all.map(|(o, i)| numbers[at(o, i)] * scale).collect::<Vec<_>>()))
 }
 
 fn array(constant: &Constant) -> Result<Array, Reason> {

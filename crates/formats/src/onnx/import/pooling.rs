@@ -1,6 +1,6 @@
 //! Poolings.
 
-use super::layers::pads;
+use super::layers::{padded, pads};
 use super::{Call, Importer, Response, Value};
 use crate::draft::{Reason, Value as Drafted};
 use crate::onnx::attributes::Attributes;
@@ -35,7 +35,8 @@ impl Importer<'_> {
         let Shape::Map { height, width, .. } = self.draft.shape(x) else {
             return Err(format!("reads a vector {}", self.draft.shape(x)));
         };
-        let mut all: [usize; 4] = pads(&attributes, [height, width], kernel, stride, [1; 2])?;
+        let mut all: [usize; 4] =
+            pads(&attributes, padded([height, width], before)?, kernel, stride, [1; 2])?;
         if before != [0; 4] {
             // Zeros count in an average that counts padding; a maximum that is not below 0 anyway does not see them.
             let unseen = if max { *self.draft.op(x) == Op::Relu } else { counted || all == [0; 4] };
@@ -50,6 +51,9 @@ impl Importer<'_> {
         }
         let counted = !max && (counted || before != [0; 4]);
         let ceil = attributes.int("ceil_mode", 0) != 0;
+        if ceil && before != [0; 4] {
+            return Err("rounds up over the zeros of a `Pad` before it, which is not supported".into());
+        }
         let kind = if max { PoolKind::Max } else { PoolKind::Average };
         self.windows(call, x, &Windows { kind, kernel, stride, pads: all, ceil, counted })
     }
@@ -86,6 +90,7 @@ impl Importer<'_> {
         };
         let pool = pool(rounding);
         if kind == PoolKind::Average && counted {
+            self.folder.take(&wanted.unwrap_or_default())?;
             let factors = clipped(&pool, shape);
             if factors.iter().any(|factor| *factor != 1.0) {
                 return Ok(Value::Overhung { of: x, pool, factors });

@@ -5,16 +5,15 @@ use crate::draft::Reason;
 use crate::onnx::attributes::Attributes;
 use crate::onnx::fold::{axis, flatten_axis, part_of_shape, slices};
 use crate::onnx::proto::Node;
-use crate::onnx::tensor::{Constant, Data};
+use crate::onnx::tensor::{Beside, Constant, Data};
 use cofilter_graph::{Op, PadChannels, Pool2d, PoolKind, Shape};
-use std::path::Path;
 
 /// The tensor of a `Constant`.
-pub(super) fn constant(node: &Node, folder: Option<&Path>) -> Result<Constant, Reason> {
+pub(super) fn constant(node: &Node, beside: &mut Beside<'_>) -> Result<Constant, Reason> {
     let known = ["value", "value_float", "value_floats", "value_int", "value_ints"];
     let attributes = Attributes::of(node, &known)?;
     if let Some(tensor) = attributes.tensor("value") {
-        return Constant::read(tensor, folder);
+        return Constant::read(tensor, beside);
     }
     if attributes.has("value_float") {
         return Ok(Constant::floats(Vec::new(), vec![attributes.float("value_float", 0.0)]));
@@ -25,7 +24,7 @@ pub(super) fn constant(node: &Node, folder: Option<&Path>) -> Result<Constant, R
     if attributes.has("value_int") {
         return Ok(Constant {
             dims: Vec::new(),
-            data: Data::Ints(vec![Some(attributes.int("value_int", 0))]),
+            data: Data::Ints([Some(attributes.int("value_int", 0))].into()),
         });
     }
     match attributes.ints("value_ints") {
