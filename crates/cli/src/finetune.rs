@@ -1,0 +1,148 @@
+//! `cofilter finetune`.
+
+use crate::evaluate::{self, Accuracy, preprocessing, threads};
+use crate::output::Output;
+use crate::source::Source;
+use anyhow::{Context as _, Result, bail};
+use cofilter_data::Split;
+use cofilter_graph::Artifact;
+use cofilter_train::{Device, Fit, Outcome, Progress, Recipe, fit};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Folder of the data set
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// The file to write: .safetensors
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// How to train, in TOML: `iterations`, `batch`, `learning_rate`, `schedule`, `force`, ...
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Updates, instead of the recipe's
+    #[arg(long)]
+    iterations: Option<u64>,
+    /// Learning rate, instead of the recipe's
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Images of an update, instead of the recipe's
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Folder for checkpoints, from which a run that was stopped goes on [default: OUT.run]
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
+    /// Threads
+    #[arg(long, default_value_t = threads())]
+    threads: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    out: PathBuf,
+    iterations: u64,
+    before: Accuracy,
+    after: Accuracy,
+}
+
+impl Args {
+    pub(crate) fn run(&self) -> Result<Output> {
+        if self.out.extension().is_none_or(|extension| extension != "safetensors") {
+            bail!("{}: expected a name that ends in .safetensors", self.out.display());
+        }
+        let mut recipe = match &self.recipe {
+            None => Recipe::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
+            }
+        };
+        recipe.iterations = self.iterations.unwrap_or(recipe.iterations);
+        recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
+        recipe.batch = self.batch.unwrap_or(recipe.batch);
+        let source = self.source.open()?;
+        let split = cofilter_data::open(&self.data)?;
+        let of = preprocessing(&source, &self.source.model)?;
+        let before = evaluate::of(&source, &split.test, &of, self.threads)?;
+        let work = self.work.clone().unwrap_or_else(|| {
+            let mut name = self.out.clone().into_os_string();
+            name.push(".run");
+            name.into()
+        });
+        let tuned = tune(&source, &self.source.model, &recipe, &split, &work, self.threads)?;
+        let after = evaluate::of(&tuned, &split.test, &of, self.threads)?;
+        tuned.save(&self.out)?;
+        let text = format!("before: {before}\nafter:  {after}\n{}", self.out.display());
+        let report = Report { out: self.out.clone(), iterations: recipe.iterations, before, after };
+        Output::new(text, &report)
+    }
+}
+
+/// Trains a network further; a run that was stopped goes on.
+pub(crate) fn tune(
+    source: &Artifact,
+    path: &Path,
+    recipe: &Recipe,
+    split: &Split,
+    work: &Path,
+    threads: usize,
+) -> Result<Artifact> {
+    let of = preprocessing(source, path)?;
+    let settings = Fit {
+        recipe,
+        train: &split.train,
+        test: (recipe.evaluate_every > 0).then_some(&split.test),
+        preprocessing: &of,
+        device: Device::Cpu,
+        folder: Some(work),
+        stop: Some(stop()?),
+        masks: None,
+        progress: Progress::Bar("training".into()),
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    TRAINING.store(true, Ordering::SeqCst);
+    let outcome = pool.install(|| fit(&source.model, &settings));
+    TRAINING.store(false, Ordering::SeqCst);
+    match outcome? {
+        Outcome::Finished(trained) => {
+            let mut artifact = Artifact::new(trained.model);
+            artifact.provenance = source.provenance.clone();
+            let classes = split.train.classes();
+            if let Some(of) = artifact.provenance.preprocessing.as_mut().filter(|of| of.classes.is_empty()) {
+                of.classes = classes.to_vec();
+            }
+            artifact.provenance.parent_sha256 = Some(source.sha256());
+            artifact.provenance.data_sha256 = Some(split.train.sha256().to_owned());
+            artifact.provenance.seed = Some(recipe.seed);
+            artifact.provenance.recipe = Some(serde_json::to_value(recipe)?);
+            Ok(artifact)
+        }
+        Outcome::Stopped { iteration, .. } => {
+            bail!("stopped after {iteration} iterations; the same command goes on from {}", work.display())
+        }
+    }
+}
+
+/// Whether a training is under way, which a signal asks to stop; anything else it ends at once.
+static TRAINING: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Becomes true at the first signal while a network is trained; the second one ends the process.
+fn stop() -> Result<&'static AtomicBool> {
+    static HANDLER: OnceLock<bool> = OnceLock::new();
+    let set = HANDLER.get_or_init(|| {
+        let handler = || {
+            if !TRAINING.load(Ordering::SeqCst) || STOP.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        };
+        ctrlc::set_handler(handler).is_ok()
+    });
+    anyhow::ensure!(*set, "signals cannot be handled");
+    Ok(&STOP)
+}

@@ -1,0 +1,182 @@
+//! The commands of the guide, and what the command says to wrong use and wrong files.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use cofilter_formats::StateDict;
+use cofilter_graph::Artifact;
+use cofilter_zoo::{Config, Network};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn cofilter(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cofilter")).args(args).current_dir(folder).output().unwrap()
+}
+
+/// What a command that must succeed writes to stdout.
+fn stdout(folder: &Path, args: &[&str]) -> String {
+    let output = cofilter(folder, args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cofilter {args:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command that must fail writes to stderr, and its exit code.
+fn failure(folder: &Path, args: &[&str]) -> (String, i32) {
+    let output = cofilter(folder, args);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && !errors.contains("panicked"), "cofilter {args:?}: {errors}");
+    (errors, output.status.code().unwrap())
+}
+
+fn json(folder: &Path, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&stdout(folder, &[args, &["--format", "json"]].concat())).unwrap()
+}
+
+/// What the guide starts from: a state dict, digits, one of them as an image and some as a tensor.
+fn prepare(folder: &Path) {
+    let model = Network::by_name("lenet", &Config::default()).unwrap().model(1).unwrap();
+    StateDict::of(&model).save(folder.join("lenet.safetensors")).unwrap();
+    let digits = folder.join("digits");
+    std::fs::create_dir(&digits).unwrap();
+    for entry in std::fs::read_dir(root().join("fixtures/digits")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, digits.join(path.file_name().unwrap())).unwrap();
+    }
+    let split = cofilter_data::open(&digits).unwrap();
+    image::GrayImage::from_raw(28, 28, split.test.image(0).to_vec())
+        .unwrap()
+        .save(folder.join("digit.png"))
+        .unwrap();
+    let numbers: Vec<u8> =
+        (0..3 * 784).flat_map(|i| (f32::from(split.test.pixels()[i]) / 256.0).to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![3, 1, 28, 28], &numbers).unwrap();
+    std::fs::write(
+        folder.join("images.safetensors"),
+        safetensors::serialize([("input", view)], None).unwrap(),
+    )
+    .unwrap();
+}
+
+/// Runs the guide's commands in the order of the page; blocks of TOML are the files that they name first.
+#[test]
+fn every_command_of_the_guide_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    prepare(folder);
+    let guide = std::fs::read_to_string(root().join("docs/guide.md")).unwrap();
+    let mut commands = 0;
+    for block in guide.split("\n```").skip(1).step_by(2) {
+        let (kind, text) = block.split_once('\n').unwrap();
+        match kind {
+            "toml" => {
+                let name = text.lines().next().unwrap().strip_prefix("# ").unwrap();
+                std::fs::write(folder.join(name), text).unwrap();
+            }
+            "console" => {
+                for line in text.lines() {
+                    let words: Vec<&str> = line.strip_prefix("$ cofilter ").unwrap().split(' ').collect();
+                    let output = stdout(folder, &words);
+                    assert!(!output.is_empty(), "{line}");
+                    commands += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(commands, 16, "commands in the guide");
+    // What they came to.
+    let before = json(folder, &["evaluate", "lenet.safetensors", "--data", "digits"]);
+    let after = json(folder, &["evaluate", "tuned.safetensors", "--data", "digits"]);
+    assert!(
+        before["top1"].as_f64().unwrap() < 30.0 && after["top1"].as_f64().unwrap() > 85.0,
+        "{before} {after}"
+    );
+    let [small, whole] =
+        ["tuned", "forced"].map(|name| Artifact::load(&folder.join(format!("{name}.safetensors"))).unwrap());
+    assert!(small.model.cost().macs() < whole.model.cost().macs());
+    assert_eq!(small.provenance.preprocessing, whole.provenance.preprocessing);
+    let bytes = std::fs::read(folder.join("scores.safetensors")).unwrap();
+    assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("output").unwrap().shape(), [3, 10]);
+    let bytes = std::fs::read(folder.join("torch.safetensors")).unwrap();
+    assert!(SafeTensors::deserialize(&bytes).unwrap().tensor("conv2.1.bias").is_ok());
+    // The recipe again: nothing is trained a second time, and the same bytes are written.
+    let written = std::fs::read(folder.join("compressed.safetensors")).unwrap();
+    let output = cofilter(folder, &["compress", "compress.toml"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("done before"));
+    assert_eq!(std::fs::read(folder.join("compressed.safetensors")).unwrap(), written);
+}
+
+#[test]
+fn another_network_is_not_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for seed in [1, 2] {
+        let model = Network::by_name("lenet", &Config::default()).unwrap().model(seed).unwrap();
+        Artifact::new(model).save(&folder.join(format!("{seed}.safetensors"))).unwrap();
+    }
+    let output = cofilter(folder, &["verify", "1.safetensors", "2.safetensors", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(3));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(verdict["met"], false);
+    assert_eq!(json(folder, &["verify", "1.safetensors", "1.safetensors"])["largest_error"], 0.0);
+}
+
+#[test]
+fn errors_name_file_and_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let fixtures = root().join("fixtures").canonicalize().unwrap();
+    let at = |name: &str| fixtures.join(name).display().to_string();
+    std::fs::write(folder.join("text.txt"), "hello").unwrap();
+    std::fs::write(folder.join("empty.onnx"), "").unwrap();
+    let cases: [(&[&str], &str); 8] = [
+        (&["inspect", "nowhere.onnx"], "nowhere.onnx"),
+        (&["inspect", "text.txt"], "text.txt: expected .safetensors, .pth, .onnx or .prototxt"),
+        (&["inspect", "empty.onnx"], "empty.onnx: not an ONNX file"),
+        (&["inspect", &at("torch/zip.pth")], "zip.pth: its tensors are those of no network here"),
+        (&["inspect", &at("torch/zip.pth"), "--arch", "resnet20"], "`conv1.weight` [16, 3, 3, 3] is missing"),
+        (&["inspect", &at("caffe/tiny.prototxt")], "--weights"),
+        (
+            &["convert", &at("onnx/handmade.onnx"), "-o", "a.pdf"],
+            "a.pdf: expected a name that ends in .onnx or .safetensors",
+        ),
+        (&["evaluate", &at("onnx/handmade.onnx"), "--data", "."], "says not how images become its input"),
+    ];
+    for (args, reason) in cases {
+        let (errors, code) = failure(folder, args);
+        assert!(errors.contains(reason), "{args:?}: {errors}");
+        assert_eq!(code, 1, "{args:?}");
+    }
+    assert_eq!(failure(folder, &["inspect"]).1, 2);
+    assert!(std::fs::read_dir(folder).unwrap().count() == 2, "nothing is left behind");
+}
+
+#[test]
+fn caffe_and_onnx_files_are_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let fixtures = root().join("fixtures").canonicalize().unwrap();
+    let at = |name: &str| fixtures.join(name).display().to_string();
+    let weights = at("caffe/tiny.caffemodel.h5");
+    let report =
+        json(folder, &["convert", &at("caffe/tiny.prototxt"), "--weights", &weights, "-o", "tiny.onnx"]);
+    assert_eq!(report["verified"]["met"], true);
+    json(folder, &["convert", "tiny.onnx", "-o", "tiny.safetensors"]);
+    let agreement = json(folder, &["verify", "tiny.onnx", "tiny.safetensors", "--tolerance", "1e-6"]);
+    assert_eq!(agreement["met"], true);
+    // A network that was decomposed is verified too, and inspected.
+    json(folder, &["decompose", "tiny.safetensors", "--ratio", "0.5", "-o", "small.onnx"]);
+    let report = json(folder, &["inspect", "small.onnx"]);
+    assert!(report["nodes"].as_array().unwrap().len() > 5, "{report}");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(folder, &["completions", shell]).contains("cofilter"));
+    }
+    cofilter(folder, &["man", "pages"]);
+    assert!(folder.join("pages/cofilter.1").is_file());
+}
