@@ -55,7 +55,7 @@ pub struct Options {
     /// Seconds of timing for each cell and engine [default: 1.2, quick: 0.25]
     #[arg(long)]
     budget: Option<f64>,
-    /// A network of your own, an artifact (`.safetensors`), instead of the built-in ones
+    /// A network of your own, an artifact (`.safetensors`) or `.onnx`, instead of the built-in ones
     #[arg(long)]
     model: Option<PathBuf>,
     /// Write the cells to this file

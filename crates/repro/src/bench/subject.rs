@@ -2,6 +2,7 @@
 
 use super::Options;
 use anyhow::{Context as _, Result, ensure};
+use cofilter_formats::onnx;
 use cofilter_graph::{Artifact, Init, Model, Op, for_inference};
 use cofilter_lowrank::{RankRule, Settings, decompose};
 
@@ -26,7 +27,9 @@ pub(super) struct Subject {
 /// The networks that the options ask for.
 pub(super) fn subjects(options: &Options) -> Result<Vec<Subject>> {
     if let Some(path) = &options.model {
-        let model = for_inference(&Artifact::load(path)?.model)?;
+        let onnx = path.extension().is_some_and(|extension| extension == "onnx");
+        let artifact = if onnx { onnx::import(path, None)? } else { Artifact::load(path)? };
+        let model = for_inference(&artifact.model)?;
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         return Ok(vec![Subject { name, form: "dense", model }]);
     }
