@@ -100,8 +100,8 @@ impl Options {
         ensure!(self.budget.is_none_or(|s| s > 0.0 && s.is_finite()), "--budget: expected seconds above 0");
         if let Some(model) = &self.model {
             ensure!(
-                model.extension().is_some_and(|e| e == "safetensors"),
-                "{}: expected an artifact (.safetensors); ONNX cannot be read yet",
+                model.extension().is_some_and(|e| e == "safetensors" || e == "onnx"),
+                "{}: expected an artifact (.safetensors) or .onnx",
                 model.display()
             );
         }
