@@ -34,7 +34,7 @@ pub(crate) struct About {
     #[arg(long = "image", value_name = "CxHxW", value_parser = extents)]
     #[serde(deserialize_with = "shape")]
     pub(crate) image: Option<Shape>,
-    /// Mean image of Caffe's (.binaryproto), which is subtracted from images
+    /// Mean image of Caffe's (.binaryproto), which is subtracted from the bytes of images
     #[arg(long, value_name = "FILE", conflicts_with = "mean_values")]
     pub(crate) mean: Option<PathBuf>,
     /// Subtracted from each plane after scaling, in the order of the network's planes
@@ -227,7 +227,8 @@ impl About {
                 "{}: a mean image of {extents:?} for images of {channels}x{rows}x{columns} (`--resize` says their size)",
                 path.display()
             );
-            of.mean = Subtract::Pixel(numbers);
+            // Caffe scales what is left of an image, here images are scaled first.
+            of.mean = Subtract::Pixel(numbers.iter().map(|number| number * of.scale).collect());
         }
         tracing::info!("images: {}", told(&of));
         artifact.provenance.preprocessing = Some(of);

@@ -14,7 +14,8 @@ use text::Message;
 /// Reads the network that a `.prototxt` describes, with the tensors of a `.caffemodel`, of either generation or HDF5.
 ///
 /// Layers of the phase `TRAIN`, and losses and accuracies, are left out; `BatchNorm` followed by `Scale` is one batch normalisation.
-/// `input` gives the extents of an image where the description leaves them to a data layer.
+/// `input` gives the extents of an image where the description leaves them to a data layer, whose `transform_param` is not read: how
+/// images become the input is for the caller to say.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] if a file is damaged; [`Error::Unsupported`] with everything that cannot be imported, tensors that do
