@@ -145,6 +145,7 @@ impl Recipe {
         ensure!(!self.out.is_empty(), "no file to write: expected `out`, or `--out`");
         for file in &self.out {
             Target::of(file, false)?;
+            finetune::writable(file)?;
         }
         if let Some(at) = self.stages.iter().position(|stage| matches!(stage, Stage::Finetune(_))) {
             ensure!(self.data.is_some(), "stage {}: fine-tuning needs `data`", at + 1);
@@ -169,6 +170,7 @@ impl Recipe {
 
 impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
+        ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
         let recipe = Recipe::read(self)?;
         let work = self.work.clone().unwrap_or_else(|| {
             let mut name = self.recipe.clone().into_os_string();
@@ -219,7 +221,7 @@ impl Args {
         work: &Path,
     ) -> Result<(Artifact, BTreeMap<String, usize>)> {
         let mut now = source.clone();
-        let mut ranks = BTreeMap::new();
+        let mut ranks = decompose::ranks_of(source);
         for (at, stage) in recipe.stages.iter().enumerate() {
             let number = at + 1;
             let data =
@@ -252,6 +254,7 @@ impl Args {
                 std::fs::create_dir_all(work).with_context(|| work.display().to_string())?;
                 now.save(&kept)?;
             }
+            finetune::go_on()?;
             if matches!(stage, Stage::Decompose(_)) {
                 ranks = decompose::ranks_of(&now);
             }
@@ -262,7 +265,7 @@ impl Args {
 
 /// Names a stage by all that its result depends on.
 fn key(parent: &Artifact, stage: &Stage, data: Option<&str>) -> Result<String> {
-    let text = serde_json::to_string(&(parent.sha256(), stage, data))?;
+    let text = serde_json::to_string(&(env!("CARGO_PKG_VERSION"), parent.sha256(), stage, data))?;
     Ok(Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -3,7 +3,7 @@
 use crate::evaluate::{self, Accuracy, preprocessing, threads};
 use crate::output::Output;
 use crate::source::Source;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::Split;
 use cofilter_graph::Artifact;
 use cofilter_train::{Device, Fit, Outcome, Progress, Recipe, fit};
@@ -65,6 +65,8 @@ impl Args {
         recipe.iterations = self.iterations.unwrap_or(recipe.iterations);
         recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
         recipe.batch = self.batch.unwrap_or(recipe.batch);
+        writable(&self.out)?;
+        ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
         let source = self.source.open()?;
         let split = cofilter_data::open(&self.data)?;
         let of = preprocessing(&source, &self.source.model)?;
@@ -81,6 +83,26 @@ impl Args {
         let report = Report { out: self.out.clone(), iterations: recipe.iterations, before, after };
         Output::new(text, &report)
     }
+}
+
+/// A signal asked to stop.
+#[derive(Debug)]
+pub(crate) struct Stopped(String);
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Ends what a signal asked to stop just when a training had ended.
+pub(crate) fn go_on() -> Result<()> {
+    if STOP.load(Ordering::SeqCst) {
+        return Err(Stopped("stopped; the same command goes on".into()).into());
+    }
+    Ok(())
 }
 
 /// Trains a network further; a run that was stopped goes on.
@@ -122,10 +144,19 @@ pub(crate) fn tune(
             artifact.provenance.recipe = Some(serde_json::to_value(recipe)?);
             Ok(artifact)
         }
-        Outcome::Stopped { iteration, .. } => {
-            bail!("stopped after {iteration} iterations; the same command goes on from {}", work.display())
-        }
+        Outcome::Stopped { iteration, .. } => Err(Stopped(format!(
+            "stopped after {iteration} iterations; the same command goes on from {}",
+            work.display()
+        ))
+        .into()),
     }
+}
+
+/// Refuses a file that cannot be written before hours are spent on what it is to hold.
+pub(crate) fn writable(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "{}: no folder {}", path.display(), folder.display());
+    Ok(())
 }
 
 /// Whether a training is under way, which a signal asks to stop; anything else it ends at once.

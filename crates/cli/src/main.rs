@@ -15,7 +15,7 @@ mod run;
 mod source;
 mod verify;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use output::Output;
 use std::path::PathBuf;
@@ -23,6 +23,8 @@ use std::process::ExitCode;
 
 /// What a command found is not what was asked for: another network, too large an error.
 const NOT_MET: u8 = 3;
+/// What shells give for SIGINT.
+const STOPPED: u8 = 130;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -94,15 +96,19 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .init();
     let cli = Cli::parse();
-    match execute(&cli.command) {
-        Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(output)) => {
-            output.print(cli.format == Format::Json);
-            if output.met() { ExitCode::SUCCESS } else { ExitCode::from(NOT_MET) }
+    let printed = execute(&cli.command).and_then(|output| {
+        let met = output.as_ref().is_none_or(Output::met);
+        if let Some(output) = output {
+            output.print(cli.format == Format::Json).context("stdout")?;
         }
+        Ok(met)
+    });
+    match printed {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NOT_MET),
         Err(error) => {
             eprintln!("error: {}", chain(&error));
-            ExitCode::FAILURE
+            if error.is::<finetune::Stopped>() { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -122,7 +128,7 @@ fn execute(command: &Command) -> Result<Option<Output>> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cofilter", &mut script);
-            output::print(String::from_utf8_lossy(&script).trim_end());
+            output::print(String::from_utf8_lossy(&script).trim_end()).context("stdout")?;
             return Ok(None);
         }
         Command::Man { folder } => {

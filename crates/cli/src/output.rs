@@ -26,17 +26,17 @@ impl Output {
         self.met
     }
 
-    pub(crate) fn print(&self, json: bool) {
-        print(&if json { format!("{:#}", self.json) } else { self.text.trim_end().to_owned() });
+    pub(crate) fn print(&self, json: bool) -> std::io::Result<()> {
+        print(&if json { format!("{:#}", self.json) } else { self.text.trim_end().to_owned() })
     }
 }
 
 /// Writes a text to stdout. Whoever closes it, as `head` does, has read enough.
-pub(crate) fn print(text: &str) {
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => eprintln!("error: stdout: {error}"),
-        _ => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

@@ -95,7 +95,7 @@ impl Kind {
         let named =
             |name: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(name));
         Ok(match begin[..] {
-            [.., b'{'] if begin.len() == 9 && !named("prototxt") => {
+            [.., b'{'] if begin.len() == 9 && !named("prototxt") && !named("onnx") => {
                 if is_ours(path)? {
                     Self::Artifact
                 } else {
@@ -192,6 +192,27 @@ impl About {
         let Shape::Map { channels, height, width } = artifact.model.graph().input_shape() else {
             bail!("what is said of images is for networks that take images");
         };
+        ensure!(
+            self.mean.is_none() || self.mean_values.is_empty(),
+            "mean and mean-values: expected one of them"
+        );
+        ensure!(!self.bgr || channels == 3, "bgr: the network takes {channels} planes");
+        let positive = |number: &f32| number.is_finite() && *number > 0.0;
+        ensure!(
+            self.scale.iter().all(positive),
+            "scale: expected a finite number above 0, found {:?}",
+            self.scale
+        );
+        ensure!(self.std.iter().all(positive), "std: expected finite numbers above 0, found {:?}", self.std);
+        let finite = self.mean_values.iter().all(|number| number.is_finite());
+        ensure!(finite, "mean-values: expected finite numbers, found {:?}", self.mean_values);
+        if let Some([rows, columns]) = self.resize {
+            let fits = (height..=1 << 14).contains(&rows) && (width..=1 << 14).contains(&columns);
+            ensure!(
+                fits,
+                "resize {rows}x{columns}: expected at least {height}x{width}, which the network takes"
+            );
+        }
         for (option, numbers) in [("--mean-values", &self.mean_values), ("--std", &self.std)] {
             ensure!(
                 numbers.is_empty() || numbers.len() == channels,

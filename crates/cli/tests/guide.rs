@@ -135,7 +135,11 @@ fn errors_name_file_and_reason() {
     let at = |name: &str| fixtures.join(name).display().to_string();
     std::fs::write(folder.join("text.txt"), "hello").unwrap();
     std::fs::write(folder.join("empty.onnx"), "").unwrap();
-    let cases: [(&[&str], &str); 8] = [
+    let handmade = at("onnx/handmade.onnx");
+    let cases: [(&[&str], &str); 11] = [
+        (&["inspect", &handmade, "--scale", "nan"], "scale: expected a finite number above 0"),
+        (&["inspect", &handmade, "--resize", "0x0"], "resize 0x0: expected at least 16x16"),
+        (&["inspect", &handmade, "--mean-values", "1,2,3"], "3 numbers for 2 planes"),
         (&["inspect", "nowhere.onnx"], "nowhere.onnx"),
         (&["inspect", "text.txt"], "text.txt: expected .safetensors, .pth, .onnx or .prototxt"),
         (&["inspect", "empty.onnx"], "empty.onnx: not an ONNX file"),

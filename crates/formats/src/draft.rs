@@ -59,6 +59,11 @@ impl Draft {
         self.nodes[value.0].shape
     }
 
+    /// Numbers of the weight of a layer; 0 for other nodes.
+    pub(crate) fn weights(&self, value: Value) -> usize {
+        self.nodes[value.0].tensors.first().map_or(0, |weight| weight.data().len())
+    }
+
     pub(crate) fn op(&self, value: Value) -> &Op {
         &self.nodes[value.0].op
     }

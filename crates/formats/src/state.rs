@@ -20,6 +20,8 @@ const FACTORS: [(&str, &str); 2] = [("_lowrank", ".0"), ("_linear", ".1")];
 #[derive(Clone, Debug)]
 pub struct StateDict {
     path: PathBuf,
+    /// What all names had in front.
+    wrapper: String,
     tensors: Vec<(String, Array)>,
 }
 
@@ -49,9 +51,10 @@ impl StateDict {
             }
             wrapped += prefix.len();
         }
+        let wrapper = tensors.first().map_or(String::new(), |(first, _)| first[..wrapped].to_owned());
         tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..wrapped)));
         tensors.retain(|(name, _)| name.rsplit('.').next() != Some(COUNTER));
-        Self { path: path.into(), tensors }
+        Self { path: path.into(), wrapper, tensors }
     }
 
     /// The tensors of a model under the names of PyTorch's modules. The two layers of a decomposed one, `conv1_lowrank` and
@@ -63,7 +66,7 @@ impl StateDict {
         let tensors = model.params().iter().map(|(id, slot, array)| {
             (format!("{}.{}", modules[id.index()], graph.slots(id)[slot].name), array.clone())
         });
-        Self { path: PathBuf::new(), tensors: tensors.collect() }
+        Self { path: PathBuf::new(), wrapper: String::new(), tensors: tensors.collect() }
     }
 
     /// The bytes of a `.safetensors` file of the tensors.
@@ -123,7 +126,7 @@ impl StateDict {
     /// [`Error::Mismatch`] that lists every tensor that is missing, unknown or has other extents; [`Error::File`] for numbers that
     /// cannot be.
     pub fn into_model(self, network: &str, graph: Graph) -> Result<Model> {
-        let Self { path, tensors } = self;
+        let Self { path, wrapper, tensors } = self;
         let mut known: BTreeMap<String, Array> = tensors.into_iter().collect();
         rename(&mut known, &graph);
         let modules = modules(&graph);
@@ -131,8 +134,16 @@ impl StateDict {
         let nodes = graph.iter().map(|(id, node)| {
             let slots = graph.slots(id).into_iter().map(|slot| {
                 let name = format!("{}.{}", node.name(), slot.name);
-                let found = known.remove(&name);
-                match found.or_else(|| known.remove(&format!("{}.{}", modules[id.index()], slot.name))) {
+                let module = format!("{}.{}", modules[id.index()], slot.name);
+                // Layers may have in their names what looks like a wrapper.
+                let names = [
+                    Some(&*name),
+                    Some(&*module),
+                    name.strip_prefix(&*wrapper),
+                    module.strip_prefix(&*wrapper),
+                ];
+                let found = names.into_iter().flatten().find_map(|name| known.remove(name));
+                match found {
                     Some(tensor) if tensor.dims() == slot.dims => tensor,
                     found => {
                         problems.push(match found {

@@ -69,6 +69,21 @@ fn a_number_that_is_none_is_refused_with_file_and_tensor() {
     assert_eq!(bias, [&[1.0, 2.0, 3.0]]);
 }
 
+/// Layers whose own names look as if a wrapper had been put before them.
+#[test]
+fn names_like_wrappers_come_back() {
+    let mut b = cofilter_graph::Graph::builder();
+    let x = b.input("data", cofilter_graph::Shape::Vector(3)).unwrap();
+    let x = b.linear("model.first", x, 4).unwrap();
+    let x = b.linear("model.second", x, 2).unwrap();
+    let graph = b.finish(&[x]).unwrap();
+    let model = cofilter_graph::Model::init(graph.clone(), &cofilter_graph::Init::default(), 1).unwrap();
+    let bytes = StateDict::of(&model).to_bytes().unwrap();
+    let read = StateDict::from_bytes(bytes, Path::new("a.safetensors")).unwrap();
+    assert_eq!(read.get("first.bias").unwrap().dims(), [4]);
+    assert_eq!(read.into_model("small", graph).unwrap(), model);
+}
+
 #[test]
 fn real_checkpoints_are_read() {
     let data = std::env::var_os("COFILTER_DATA")

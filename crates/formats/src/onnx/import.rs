@@ -130,6 +130,8 @@ impl<'a> Importer<'a> {
             });
             self.values.insert(&tensor.name, value);
         }
+        // Numbers beside the file are as much its own as those in it.
+        self.folder.room = self.folder.room.saturating_add(beside.bytes);
         if !self.graph.sparse_initializers.is_empty() {
             self.problems.others.push("sparse initializers are not supported".into());
         }

@@ -171,11 +171,13 @@ pub(super) struct Beside<'a> {
     folder: Option<&'a Path>,
     /// Bytes of each file that may still be read: many tensors that name the same ones are no honest model.
     left: BTreeMap<String, u64>,
+    /// Bytes that were read.
+    pub(super) bytes: usize,
 }
 
 impl<'a> Beside<'a> {
     pub(super) fn new(folder: Option<&'a Path>) -> Self {
-        Self { folder, left: BTreeMap::new() }
+        Self { folder, left: BTreeMap::new(), bytes: 0 }
     }
 
     /// The bytes of a tensor.
@@ -215,6 +217,7 @@ impl<'a> Beside<'a> {
         file.seek(SeekFrom::Start(offset)).map_err(fail)?;
         let mut bytes = vec![0; len];
         file.read_exact(&mut bytes).map_err(fail)?;
+        self.bytes = self.bytes.saturating_add(len);
         Ok(bytes)
     }
 }

@@ -84,3 +84,21 @@ fn a_small_file_asks_for_no_large_memory() {
     let error = problem(&[1, 64], nodes, vec![tensor("w", &[64, 64], &[0.5; 4096])]);
     assert!(error.contains("more than such a file could mean"), "{error}");
 }
+
+/// One weight, scaled for each of many layers.
+#[test]
+fn scaled_copies_of_a_weight_are_counted() {
+    let names: Vec<String> = (0..600).map(|at| format!("v{at}")).collect();
+    let mut nodes = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let transposed = Attribute { name: "transB".into(), int: Some(1), ..Attribute::default() };
+        let x = if at == 0 { "x" } else { names[at - 1].as_str() };
+        let product = format!("p{at}");
+        nodes.push(Node { attributes: vec![transposed], ..node("Gemm", &[x, "w"], &product) });
+        nodes.push(node("Mul", &[&product, "s"], name));
+    }
+    nodes.push(node("Relu", &["v599"], "y"));
+    let tensors = vec![tensor("w", &[64, 64], &[0.5; 4096]), tensor("s", &[], &[2.0])];
+    let error = problem(&[1, 64], nodes, tensors);
+    assert!(error.contains("more than such a file could mean"), "{error}");
+}

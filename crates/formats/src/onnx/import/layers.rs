@@ -261,6 +261,9 @@ impl Importer<'_> {
         // A layer is changed only if this name is the one way to it, which it is not if an `Identity` passes it on.
         let name = call.node.inputs[at].as_str();
         let sole = self.sole(name) && self.layers.contains(name);
+        if sole && scale.iter().any(|factor| *factor != 1.0) {
+            self.folder.take(&[self.draft.weights(x)])?;
+        }
         self.draft.affine(call.name(), x, sole, scale, shift).map(Value::Node)
     }
 
