@@ -3,27 +3,42 @@
     network = load_lowrank(torchvision.models.resnet18(), "small.safetensors")
 """
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
 
-def pair_of(layer, first, second, biased):
-    """The two layers in the place of one: `first` with its windows and few filters, `second` which combines them."""
-    rank, filters = len(first), len(second)
+def parts_of(layer, weights, biased):
+    """The layers in the place of one: windows, steps and margins of each axis belong to the one that has its taps."""
     if isinstance(layer, nn.Linear):
-        return nn.Sequential(nn.Linear(first.shape[1], rank, bias=False), nn.Linear(rank, filters, bias=biased))
-    windows = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
-    basis = nn.Conv2d(layer.in_channels, rank, first.shape[2:], bias=False, **windows)
-    return nn.Sequential(basis, nn.Conv2d(rank, filters, 1, groups=rank // second.shape[1], bias=biased))
+        parts = [nn.Linear(weight.shape[1], weight.shape[0], bias=False) for weight in weights]
+    else:
+        parts, channels, left = [], layer.in_channels, {0, 1}
+        for weight in weights:
+            kernel = tuple(weight.shape[2:])
+            # An axis with one tap belongs to the first layer with all taps of the others.
+            own = {axis for axis in left if kernel[axis] == layer.kernel_size[axis] and (kernel[axis] > 1 or kernel == layer.kernel_size)}
+            left -= own
+            pick = lambda values, other: tuple(values[axis] if axis in own else other for axis in (0, 1))
+            parts.append(nn.Conv2d(channels, weight.shape[0], kernel, bias=False, stride=pick(layer.stride, 1),
+                                   padding=pick(layer.padding, 0), dilation=pick(layer.dilation, 1),
+                                   groups=channels // weight.shape[1]))
+            channels = weight.shape[0]
+    if biased:
+        parts[-1].bias = nn.Parameter(torch.zeros(weights[-1].shape[0]))
+    return nn.Sequential(*parts)
 
 
 def load_lowrank(network, path):
-    """Replaces the layers of `network` that the file holds as `<layer>.0` and `<layer>.1`, and loads all tensors."""
+    """Replaces the layers of `network` that the file holds as `<layer>.0`, `<layer>.1`, ..., and loads all tensors."""
     tensors = load_file(path)
     for name, layer in list(network.named_modules()):
-        first, second = tensors.get(f"{name}.0.weight"), tensors.get(f"{name}.1.weight")
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and first is not None and second is not None:
+        weights = []
+        while f"{name}.{len(weights)}.weight" in tensors:
+            weights.append(tensors[f"{name}.{len(weights)}.weight"])
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and weights:
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, pair_of(layer, first, second, f"{name}.1.bias" in tensors))
+            biased = f"{name}.{len(weights) - 1}.bias" in tensors
+            setattr(network.get_submodule(parent), child, parts_of(layer, weights, biased))
     network.load_state_dict(tensors)
     return network

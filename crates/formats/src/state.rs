@@ -2,7 +2,7 @@
 
 use crate::{Error, Result, safe, torch};
 use cofilter_graph::{Array, Graph, Model, Op, Params, write_atomically};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,6 @@ const COUNTER: &str = "num_batches_tracked";
 
 /// Names that programs give to the same last layer: a checkpoint may have the one where a network has the other.
 const ALIASES: [(&str, &str); 2] = [("fc", "linear"), ("linear", "fc")];
-/// What the two layers of a decomposed one are called here and in a sequence of PyTorch's.
-const FACTORS: [(&str, &str); 2] = [("_lowrank", ".0"), ("_linear", ".1")];
 
 /// The tensors of a network by name, in the order of the file.
 #[derive(Clone, Debug)]
@@ -57,7 +55,7 @@ impl StateDict {
         Self { path: path.into(), wrapper, tensors }
     }
 
-    /// The tensors of a model under the names of PyTorch's modules. The two layers of a decomposed one, `conv1_lowrank` and
+    /// The tensors of a model under the names of PyTorch's modules. The layers of a decomposed one, `conv1_lowrank` and
     /// `conv1_linear`, are called `conv1.0` and `conv1.1`, as in an `nn.Sequential` in the place of `conv1`.
     #[must_use]
     pub fn of(model: &Model) -> Self {
@@ -186,12 +184,11 @@ fn rename(known: &mut BTreeMap<String, Array>, graph: &Graph) {
 
 /// The name of each node as a module of PyTorch's.
 fn modules(graph: &Graph) -> Vec<String> {
-    let known: BTreeSet<&str> = graph.nodes().iter().map(cofilter_graph::Node::name).collect();
-    let of = |name: &str| {
-        let (layer, place) =
-            FACTORS.iter().find_map(|(ours, theirs)| Some((name.strip_suffix(ours)?, theirs)))?;
-        let both = FACTORS.iter().all(|(ours, _)| known.contains(&*format!("{layer}{ours}")));
-        both.then(|| format!("{layer}{place}"))
-    };
-    graph.nodes().iter().map(|node| of(node.name()).unwrap_or_else(|| node.name().to_owned())).collect()
+    let mut modules: Vec<String> = graph.nodes().iter().map(|node| node.name().to_owned()).collect();
+    for (layer, nodes) in graph.decomposed() {
+        for (place, id) in nodes.into_iter().enumerate() {
+            modules[id.index()] = format!("{layer}.{place}");
+        }
+    }
+    modules
 }

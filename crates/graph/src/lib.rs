@@ -21,6 +21,7 @@
 
 mod builder;
 mod cost;
+mod decomposed;
 mod error;
 mod file;
 mod graph;
@@ -35,6 +36,7 @@ mod shape;
 
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
+pub use decomposed::decomposed_names;
 pub use error::{Error, Result};
 pub use file::{Artifact, FORMAT_VERSION, TEMPORARY_PREFIX, write_atomically};
 pub use graph::{Graph, Node, NodeId};

@@ -102,6 +102,41 @@ impl Model {
         self.rewrite_outputs(self.graph.outputs(), f)
     }
 
+    /// The part of the network that computes `to` from `from`, which becomes its input and keeps its name.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if `to` needs anything that is not computed from `from`.
+    pub fn part(&self, from: NodeId, to: NodeId) -> Result<Self> {
+        let name = |id: NodeId| self.graph.node(id).name();
+        let mut needed = vec![false; self.graph.nodes().len()];
+        needed[to.index()] = true;
+        for index in (0..=to.index()).rev() {
+            if needed[index] && index != from.index() {
+                let inputs = self.graph.nodes()[index].inputs();
+                if inputs.is_empty() {
+                    return Err(Error::Graph(format!(
+                        "`{}` is not computed from `{}` alone",
+                        name(to),
+                        name(from)
+                    )));
+                }
+                inputs.iter().for_each(|input| needed[input.index()] = true);
+            }
+        }
+        let mut builder = Graph::builder();
+        let mut params = vec![Vec::new()];
+        let mut new_ids = vec![None; needed.len()];
+        new_ids[from.index()] = Some(builder.input(name(from), self.graph.node(from).shape())?);
+        for (id, node) in self.graph.iter().filter(|(id, _)| needed[id.index()] && *id != from) {
+            let inputs: Vec<NodeId> =
+                node.inputs().iter().filter_map(|input| new_ids[input.index()]).collect();
+            params.push(self.tensors(id).to_vec());
+            new_ids[id.index()] = Some(builder.add(node.name(), node.op().clone(), &inputs)?);
+        }
+        let output: Vec<NodeId> = new_ids[to.index()].into_iter().collect();
+        Self::new(builder.finish(&output)?, Params::new(params))
+    }
+
     /// As [`Model::rewrite`], with only these of the old values as outputs.
     pub(crate) fn rewrite_outputs<E: From<Error>>(
         &self,

@@ -21,27 +21,29 @@ pub struct LayerCompression {
     pub name: String,
     /// Its weights, zeros included, biases not.
     pub weights: usize,
-    /// Weights other than zero of the layer, or of the two that stand for it, in the smaller network.
+    /// Weights other than zero of the layer, or of those that stand for it, in the smaller network.
     pub nonzeros: usize,
     /// `weights / nonzeros`, the compression rate; `None` where nothing is left.
     pub rate: Option<f64>,
 }
 
 /// Compression rates as the paper counts them: dense weights of the *original* layer over the weights other than zero
-/// of the layer itself or, where it was decomposed, of `<name>_lowrank` and `<name>_linear` together. Biases do not
+/// of the layer itself or, where it was decomposed, of the layers that stand for it together. Biases do not
 /// count. Zeros that are removed physically and zeros that are stored give the same rate.
 ///
 /// # Errors
 /// [`Error::MissingLayer`] if the smaller network lacks a layer of the original.
 pub fn compression(original: &Model, smaller: &Model) -> Result<Compression> {
-    let nonzeros: BTreeMap<&str, usize> = Layer::all(smaller)
+    let mut nonzeros: BTreeMap<&str, usize> = Layer::all(smaller)
         .into_iter()
         .map(|l| (l.name, l.weight.iter().filter(|w| **w != 0.0).count()))
         .collect();
-    let left = |name: &str| -> Option<usize> {
-        let half = |suffix: &str| nonzeros.get(format!("{name}{suffix}").as_str()).copied();
-        nonzeros.get(name).copied().or_else(|| Some(half("_lowrank")? + half("_linear")?))
-    };
+    let graph = smaller.graph();
+    for (name, parts) in graph.decomposed() {
+        let sum = parts.iter().filter_map(|id| nonzeros.get(graph.node(*id).name())).sum();
+        nonzeros.entry(name).or_insert(sum);
+    }
+    let left = |name: &str| nonzeros.get(name).copied();
     let rate = |weights: usize, nonzeros: usize| (nonzeros > 0).then(|| ratio(weights, nonzeros));
     let layers = Layer::all(original)
         .into_iter()

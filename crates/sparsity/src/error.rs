@@ -17,7 +17,7 @@ pub enum Error {
     },
     /// A layer of the original network that the smaller one does not have, whole or as a pair.
     #[error(
-        "layer `{layer}` of the original is neither `{layer}` nor `{layer}_lowrank` and `{layer}_linear` in the smaller network"
+        "layer `{layer}` of the original is not in the smaller network, whole or taken apart (`{layer}_lowrank` and `{layer}_linear`, ...)"
     )]
     MissingLayer {
         /// The layer.

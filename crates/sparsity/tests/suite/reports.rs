@@ -38,7 +38,7 @@ fn rows_columns_and_elements_are_counted() {
 #[test]
 fn compression_is_counted_against_the_original() {
     let dense = model();
-    let rule = RankRule::Ranks([("conv2".to_owned(), 3)].into());
+    let rule = RankRule::by_name([("conv2", 3)]);
     let (low, _) = decompose(&dense, &Settings { rule, ..Settings::default() }).unwrap();
     let rates = compression(&dense, &low).unwrap();
     let rate = |name: &str, r: &cofilter_sparsity::Compression| {
