@@ -1,17 +1,21 @@
 //! `cofilter compress`: a recipe, stage by stage.
 
+mod recipe;
+
 use crate::bench::{Time, in_turns};
 use crate::convert::Target;
+use crate::decompose::{Speed, calibration, sample};
 use crate::evaluate::{self, Accuracy, preprocessing, threads};
 use crate::output::{Output, short, table};
 use crate::source::{About, Source};
 use crate::verify::{Limits, Verdict};
 use crate::{decompose, finetune};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cofilter_data::Split;
 use cofilter_graph::{Artifact, Model};
-use cofilter_lowrank::Settings;
-use serde::{Deserialize, Serialize};
+use cofilter_lowrank::Rank;
+use recipe::{Recipe, Stage, Wish};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The recipe, in TOML; files in it are relative to it
+    /// The recipe, in TOML (files in it are relative to it), or a network for `--target-speedup`
     recipe: PathBuf,
     /// Tell size, operations and latency that the recipe will come to, without training and writing
     #[arg(long)]
@@ -39,46 +43,10 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
-}
-
-/// What a recipe says.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Recipe {
-    /// The network to begin with.
-    model: Option<PathBuf>,
-    /// What its file does not say.
-    #[serde(default)]
+    #[command(flatten)]
+    wish: Wish,
+    #[command(flatten)]
     about: About,
-    /// Folder of the data set.
-    data: Option<PathBuf>,
-    /// Files to write: `.safetensors`, `.onnx`.
-    #[serde(default)]
-    out: Vec<PathBuf>,
-    stages: Vec<Stage>,
-    #[serde(default)]
-    bench: Bench,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(tag = "stage", rename_all = "snake_case")]
-enum Stage {
-    Decompose(Settings),
-    Finetune(Box<cofilter_train::Recipe>),
-}
-
-/// How latency is measured.
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Bench {
-    batch: usize,
-    seconds: f64,
-}
-
-impl Default for Bench {
-    fn default() -> Self {
-        Self { batch: 1, seconds: 3.0 }
-    }
 }
 
 #[derive(Serialize)]
@@ -86,13 +54,33 @@ struct Report {
     dry_run: bool,
     before: Size,
     after: Size,
-    ranks: BTreeMap<String, usize>,
+    ranks: BTreeMap<String, Rank>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy_before: Option<Accuracy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy_after: Option<Accuracy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_drop: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tries: Vec<Try>,
     times: Vec<Time>,
     written: Vec<Written>,
+}
+
+/// One speedup that was tried.
+#[derive(Serialize)]
+struct Try {
+    #[serde(flatten)]
+    speed: Speed,
+    /// Points of top-1 accuracy that were lost, after training.
+    drop: f64,
+}
+
+/// What the stages came to.
+struct Outcome {
+    artifact: Artifact,
+    ranks: BTreeMap<String, Rank>,
+    speed: Option<Speed>,
 }
 
 #[derive(Serialize)]
@@ -111,63 +99,6 @@ struct Written {
     verified: Verdict,
 }
 
-impl Recipe {
-    fn read(args: &Args) -> Result<Self> {
-        let path = &args.recipe;
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let mut recipe: Self =
-            toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let of = |file: &mut PathBuf| *file = folder.join(&*file);
-        let About { weights, mean, .. } = &mut recipe.about;
-        let files = weights.iter_mut().chain(mean).chain(&mut recipe.model).chain(&mut recipe.data);
-        files.chain(&mut recipe.out).for_each(of);
-        // What the command says comes before what the recipe says.
-        recipe.model = args.model.clone().or(recipe.model);
-        recipe.data = args.data.clone().or(recipe.data);
-        if !args.out.is_empty() {
-            recipe.out.clone_from(&args.out);
-        }
-        recipe.check().with_context(|| path.display().to_string())?;
-        Ok(recipe)
-    }
-
-    /// Refuses before anything is done what would fail or make no sense later.
-    fn check(&self) -> Result<()> {
-        ensure!(
-            !self.stages.is_empty(),
-            "no stages: expected [[stages]] with `stage = \"decompose\"` or \"finetune\""
-        );
-        ensure!(self.model.is_some(), "no network: expected `model`, or `--model`");
-        let seconds = self.bench.seconds;
-        ensure!(seconds.is_finite() && seconds > 0.0, "bench: seconds {seconds}, expected above 0");
-        ensure!(self.bench.batch > 0, "bench: a batch of 0 images");
-        ensure!(!self.out.is_empty(), "no file to write: expected `out`, or `--out`");
-        for file in &self.out {
-            Target::of(file, false)?;
-            finetune::writable(file)?;
-        }
-        if let Some(at) = self.stages.iter().position(|stage| matches!(stage, Stage::Finetune(_))) {
-            ensure!(self.data.is_some(), "stage {}: fine-tuning needs `data`", at + 1);
-        }
-        let two = self
-            .stages
-            .windows(2)
-            .position(|pair| matches!(pair, [Stage::Decompose(_), Stage::Decompose(_)]));
-        if let Some(at) = two {
-            bail!(
-                "stage {}: decomposes again what stage {} has just decomposed, which has no effect",
-                at + 2,
-                at + 1
-            );
-        }
-        if let Some(Stage::Decompose(_)) = self.stages.last() {
-            tracing::warn!("the last stage decomposes: fine-tuning after it would recover accuracy");
-        }
-        Ok(())
-    }
-}
-
 impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
         ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
@@ -180,15 +111,36 @@ impl Args {
         let path = recipe.model.clone().context("no network")?;
         let source = Source { model: path.clone(), about: recipe.about.clone() }.open()?;
         let split = recipe.data.as_deref().map(cofilter_data::open).transpose()?;
-        let (result, ranks) = self.stages(&recipe, &path, &source, split.as_ref(), &work)?;
         let accuracy = |artifact: &Artifact| -> Result<Option<Accuracy>> {
             let Some(split) = split.as_ref().filter(|_| !self.dry_run) else { return Ok(None) };
             let of = preprocessing(artifact, &path)?;
             evaluate::of(artifact, &split.test, &of, self.threads).map(Some)
         };
-        let (accuracy_before, accuracy_after) = (accuracy(&source)?, accuracy(&result)?);
+        let accuracy_before = accuracy(&source)?;
+        let mut tries = Vec::new();
+        let run = |recipe: &Recipe, tries: &mut Vec<Try>| -> Result<(Outcome, Option<Accuracy>)> {
+            let outcome = self.stages(recipe, &path, &source, split.as_ref(), &work)?;
+            let after = accuracy(&outcome.artifact)?;
+            if let (Some(before), Some(after), Some(speed)) = (&accuracy_before, &after, &outcome.speed) {
+                tries.push(Try { speed: speed.clone(), drop: before.top1 - after.top1 });
+            }
+            Ok((outcome, after))
+        };
+        let (mut outcome, mut accuracy_after) = run(&recipe, &mut tries)?;
+        let too_much =
+            |tries: &[Try]| self.wish.max_drop.zip(tries.last()).is_some_and(|(most, of)| of.drop > most);
+        let wanted = !too_much(&tries);
+        // What is reachable instead.
+        for share in [0.75, 0.5, 0.25] {
+            if !too_much(&tries) {
+                break;
+            }
+            let speedup = self.wish.part(share);
+            (outcome, accuracy_after) = run(&recipe.with_speedup(speedup), &mut tries)?;
+        }
+        let Outcome { artifact: result, ranks, .. } = outcome;
         let mut written = Vec::new();
-        for file in recipe.out.iter().filter(|_| !self.dry_run) {
+        for file in recipe.out.iter().filter(|_| !self.dry_run && wanted) {
             let (bytes, verified) =
                 Target::of(file, false)?.write(&result, &result.model, file, Some(&Limits::default()))?;
             let verified = verified.context("nothing was verified")?;
@@ -203,10 +155,12 @@ impl Args {
             ranks,
             accuracy_before,
             accuracy_after,
+            max_drop: self.wish.max_drop,
+            tries,
             times,
             written,
         };
-        let met = report.written.iter().all(|file| file.verified.met);
+        let met = wanted && report.written.iter().all(|file| file.verified.met);
         let text = report.text(recipe.bench.batch, self.threads);
         Ok(Output::new(text, &report)?.with_met(met))
     }
@@ -219,35 +173,57 @@ impl Args {
         source: &Artifact,
         split: Option<&Split>,
         work: &Path,
-    ) -> Result<(Artifact, BTreeMap<String, usize>)> {
+    ) -> Result<Outcome> {
         let mut now = source.clone();
         let mut ranks = decompose::ranks_of(source);
+        let mut speed = None;
+        let images = |artifact: &Artifact, count: usize| {
+            sample(artifact, path, split.context("it needs `data`")?, count)
+        };
         for (at, stage) in recipe.stages.iter().enumerate() {
             let number = at + 1;
-            let data =
-                split.filter(|_| matches!(stage, Stage::Finetune(_))).map(|split| split.train.sha256());
+            let data = split.filter(|_| stage.needs_data()).map(|split| split.train.sha256());
             let key = key(&now, stage, data)?;
             let kept = work.join(format!("{number}-{key}.safetensors"));
-            let name = match stage {
-                Stage::Decompose(_) => "decompose",
-                Stage::Finetune(_) => "finetune",
-            };
+            let name = stage.name();
             let fail = || format!("stage {number}, {name}");
             now = match stage {
                 Stage::Finetune(_) if self.dry_run => now,
                 _ if kept.is_file() => {
                     tracing::info!("stage {number}, {name}: done before, {}", kept.display());
-                    Artifact::load(&kept)?
+                    let artifact = Artifact::load(&kept)?;
+                    speed = decompose::speed_of(&artifact).or(speed);
+                    artifact
                 }
                 Stage::Decompose(settings) => {
-                    let (result, report) = decompose::apply(&now, settings).with_context(fail)?;
+                    let (result, report) = decompose::apply(&now, settings, None).with_context(fail)?;
                     eprintln!("stage {number}, decompose:\n{}", decompose::text(&report));
+                    result
+                }
+                Stage::DecomposeCalibrated(of) => {
+                    let images = images(&now, of.images).with_context(fail)?;
+                    let calibration = calibration(&images, self.threads);
+                    let (result, report) =
+                        decompose::apply(&now, &of.settings, Some(&calibration)).with_context(fail)?;
+                    eprintln!("stage {number}, {name}:\n{}", decompose::text(&report));
+                    result
+                }
+                Stage::Target(of) => {
+                    let images = images(&now, of.images).with_context(fail)?;
+                    let calibration = calibration(&images, self.threads);
+                    let (result, report, found) =
+                        decompose::reach(&now, &of.survey, of.speedup, &calibration).with_context(fail)?;
+                    eprintln!("stage {number}, {name}:\n{}\n{found}", decompose::text(&report));
+                    speed = Some(found);
                     result
                 }
                 Stage::Finetune(settings) => {
                     let split = split.context("fine-tuning needs `data`")?;
                     let folder = work.join(format!("{number}-{key}"));
-                    finetune::tune(&now, path, settings, split, &folder, self.threads).with_context(fail)?
+                    // What the recipe begins with knows best.
+                    let teacher = Some(&source.model);
+                    let job = finetune::Job { recipe: settings, split, teacher, threads: self.threads };
+                    finetune::tune(&now, path, &job, &folder).with_context(fail)?
                 }
             };
             if !self.dry_run && !kept.is_file() {
@@ -255,11 +231,11 @@ impl Args {
                 now.save(&kept)?;
             }
             finetune::go_on()?;
-            if matches!(stage, Stage::Decompose(_)) {
+            if stage.decomposes() {
                 ranks = decompose::ranks_of(&now);
             }
         }
-        Ok((now, ranks))
+        Ok(Outcome { artifact: now, ranks, speed })
     }
 }
 
@@ -302,6 +278,24 @@ impl Report {
         );
         let ranks: Vec<String> = self.ranks.iter().map(|(layer, rank)| format!("{layer} {rank}")).collect();
         let _ = writeln!(text, "ranks: {}", ranks.join(", "));
+        for of in &self.tries {
+            let _ = writeln!(text, "{}; {:.2} points of top-1 lost", of.speed, of.drop);
+        }
+        if let (Some(most), Some(last)) = (self.max_drop, self.tries.last())
+            && self.tries[0].drop > most
+        {
+            let _ = match last.drop <= most {
+                true => writeln!(
+                    text,
+                    "NOT written: more than {most} points are lost; reachable are {:.2} times as fast for {:.2} points",
+                    last.speed.measured, last.drop
+                ),
+                false => writeln!(
+                    text,
+                    "NOT written: more than {most} points are lost by every speedup that was tried"
+                ),
+            };
+        }
         for file in &self.written {
             let not = if file.written { "" } else { "NOT written, " };
             let _ = writeln!(text, "{}: {not}{} bytes, {}", file.file.display(), file.bytes, file.verified);

@@ -1,14 +1,20 @@
 //! `cofilter decompose`.
 
 use crate::convert::Target;
+use crate::evaluate::{preprocessing, threads};
 use crate::output::{Output, short, table};
 use crate::source::Source;
 use crate::verify::Limits;
-use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use cofilter_data::{Augment, Pipeline, Split};
 use cofilter_graph::{Artifact, Model};
-use cofilter_lowrank::{Method, RankRule, Report, Settings, decompose, recompose};
-use serde::Serialize;
+use cofilter_lowrank::target::{Survey, SurveySettings, measured_speedup};
+use cofilter_lowrank::{
+    Budget, Calibration, LayerReport, Limit, Method, Quantity, Rank, RankRule, Report, Settings, decompose,
+    decompose_calibrated, recompose,
+};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,16 +26,45 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
+    choice: Choice,
+    /// Folder of a data set. The error of the outputs for some of its training images is made small, instead of that of the
+    /// weights; labels are not looked at
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// How many images
+    #[arg(long, default_value_t = IMAGES, requires = "data")]
+    images: usize,
+    /// Images of a run, for `--target-speedup`
+    #[arg(long, default_value_t = 1, requires = "target_speedup")]
+    batch: usize,
+    /// Threads
+    #[arg(long, default_value_t = threads())]
+    threads: usize,
+}
+
+/// Images that are looked at, unless another number is given.
+pub(crate) const IMAGES: usize = 512;
+
+/// What is decomposed, and how.
+#[derive(clap::Args)]
+pub(crate) struct Choice {
+    #[command(flatten)]
     rule: Rule,
-    /// How the two factors are scaled
-    #[arg(long, value_enum, default_value_t = MethodName::Pca)]
-    method: MethodName,
+    /// What layers are taken apart into; where it has no meaning, as `spatial` for a 1x1 convolution, `pca`
+    #[arg(long, value_parser = method_names(), default_value = "pca")]
+    method: Method,
+    /// Other methods for single layers: `conv1=spatial,conv2=spatial`
+    #[arg(long, value_delimiter = ',', value_name = "LAYER=METHOD", value_parser = method_of_layer)]
+    methods: Vec<(String, Method)>,
     /// Decompose fully connected layers too
     #[arg(long)]
     linear: bool,
     /// Decompose 1x1 convolutions too
     #[arg(long)]
     pointwise: bool,
+    /// Replace layers even where that makes them larger and slower
+    #[arg(long)]
+    grow: bool,
     /// Layers to leave as they are
     #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
     exclude: Vec<String>,
@@ -48,37 +83,114 @@ struct Rule {
     /// This share of the full rank of every layer
     #[arg(long, value_name = "SHARE")]
     ratio: Option<f64>,
-    /// Ranks by layer: `conv1=5,conv2=20`, or a file, TOML or JSON, of layers and their ranks
+    /// This many times the stable rank of every layer
+    #[arg(long, value_name = "TIMES")]
+    stable_rank: Option<f64>,
+    /// Ranks that variational Bayes tells from noise: a hint, often far too low
+    #[arg(long)]
+    evbmf: bool,
+    /// Ranks that lose the least within a budget for the whole network: `macs=0.5` for a share, `params=250000` or `bytes=1000000`
+    /// for a number
+    #[arg(long, value_name = "WHAT=MOST", value_parser = budget)]
+    budget: Option<Budget>,
+    /// Ways and ranks with which the network runs this many times as fast on this machine and loses the least, by measurement
+    /// (needs `--data`)
+    #[arg(long, value_name = "TIMES", requires = "data")]
+    target_speedup: Option<f64>,
+    /// Ranks by layer: `conv1=5,conv2=20` (`conv1=8/16`, input and output, for `tucker`), or a file, TOML or JSON, of layers and
+    /// their ranks
     #[arg(long, value_name = "LIST")]
     ranks: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MethodName {
-    /// Principal components
-    Pca,
-    /// Singular values, shared between both factors
-    Svd,
-}
-
 impl Rule {
     fn read(&self) -> Result<RankRule> {
-        Ok(match (self.energy, self.norm, self.ratio, &self.ranks) {
-            (None, None, None, None) => RankRule::Energy(0.95),
-            (Some(energy), ..) => RankRule::Energy(energy),
-            (_, Some(norm), ..) => RankRule::Norm(norm),
-            (_, _, Some(ratio), _) => RankRule::Ratio(ratio),
-            (.., Some(list)) => RankRule::Ranks(ranks(list)?),
+        Ok(match self {
+            Self { energy: Some(energy), .. } => RankRule::Energy(*energy),
+            Self { norm: Some(norm), .. } => RankRule::Norm(*norm),
+            Self { ratio: Some(ratio), .. } => RankRule::Ratio(*ratio),
+            Self { stable_rank: Some(times), .. } => RankRule::StableRank(*times),
+            Self { evbmf: true, .. } => RankRule::Evbmf,
+            Self { budget: Some(budget), .. } => RankRule::Budget(*budget),
+            Self { ranks: Some(list), .. } => RankRule::Ranks(ranks(list)?),
+            _ => RankRule::Energy(0.95),
         })
     }
 }
 
+impl Choice {
+    pub(crate) fn settings(&self) -> Result<Settings> {
+        Ok(Settings {
+            method: self.method,
+            methods: self.methods.iter().cloned().collect(),
+            rule: self.rule.read()?,
+            linear: self.linear,
+            pointwise: self.pointwise,
+            grow: self.grow,
+            exclude: self.exclude.clone(),
+        })
+    }
+}
+
+impl Choice {
+    /// What a survey looks at: all methods that are usual, or the one that is given.
+    fn survey(&self, batch: usize, threads: usize) -> Result<SurveySettings> {
+        ensure!(self.methods.is_empty(), "--methods: `--target-speedup` chooses the method of each layer");
+        let usual = SurveySettings::default();
+        Ok(SurveySettings {
+            methods: if self.method == Method::default() { usual.methods } else { vec![self.method] },
+            linear: self.linear,
+            pointwise: self.pointwise,
+            exclude: self.exclude.clone(),
+            batch,
+            threads,
+            ..SurveySettings::default()
+        })
+    }
+}
+
+/// The methods by their names in settings.
+fn method_names() -> impl TypedValueParser<Value = Method> {
+    PossibleValuesParser::new(Method::ALL.map(Method::name)).map(|name| named(&name).unwrap_or_default())
+}
+
+fn named(name: &str) -> Option<Method> {
+    Method::ALL.into_iter().find(|method| method.name() == name)
+}
+
+fn method_of_layer(text: &str) -> Result<(String, Method)> {
+    let (layer, name) = text.split_once('=').context("expected LAYER=METHOD")?;
+    let names = || Method::ALL.map(Method::name).join(", ");
+    let method = named(name).with_context(|| format!("no method `{name}`; there are {}", names()))?;
+    Ok((layer.to_owned(), method))
+}
+
+fn budget(text: &str) -> Result<Budget> {
+    let (what, most) = text.split_once('=').context("expected WHAT=MOST")?;
+    let of = match what {
+        "params" => Quantity::Params,
+        "macs" => Quantity::Macs,
+        "bytes" => Quantity::Bytes,
+        _ => bail!("expected params, macs or bytes, found `{what}`"),
+    };
+    let at_most = match most.parse::<usize>() {
+        Ok(count) if !most.contains('.') && count != 1 => Limit::Count(count),
+        _ => Limit::Share(most.parse().context("expected a share up to 1, or a number")?),
+    };
+    Ok(Budget { of, at_most })
+}
+
 /// Ranks by name, from a list or a file.
-fn ranks(list: &str) -> Result<BTreeMap<String, usize>> {
+fn ranks(list: &str) -> Result<BTreeMap<String, Rank>> {
     if list.contains('=') {
         let pair = |pair: &str| {
             let (layer, rank) = pair.split_once('=').unwrap_or((pair, ""));
-            let rank = rank.parse().with_context(|| format!("--ranks {pair}: expected LAYER=RANK"))?;
+            let number =
+                |text: &str| text.parse().with_context(|| format!("--ranks {pair}: expected LAYER=RANK"));
+            let rank = match rank.split_once('/') {
+                Some((input, output)) => Rank::Two([number(input)?, number(output)?]),
+                None => Rank::One(number(rank)?),
+            };
             Ok((layer.to_owned(), rank))
         };
         return list.split(',').map(pair).collect();
@@ -86,7 +198,7 @@ fn ranks(list: &str) -> Result<BTreeMap<String, usize>> {
     let path = Path::new(list);
     let text = std::fs::read_to_string(path).with_context(|| format!("--ranks {list}"))?;
     let named = |name: &str| path.extension().is_some_and(|extension| extension == name);
-    let read: Result<BTreeMap<String, usize>, String> = match () {
+    let read: Result<BTreeMap<String, Rank>, String> = match () {
         () if named("json") => serde_json::from_str(&text).map_err(|error| error.to_string()),
         () if named("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
         () => bail!("--ranks {list}: expected LAYER=RANK,..., a .toml or a .json file"),
@@ -98,39 +210,77 @@ fn ranks(list: &str) -> Result<BTreeMap<String, usize>> {
 struct Written<'a> {
     out: &'a Path,
     written: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: &'a Option<Speed>,
     #[serde(flatten)]
     report: &'a Report,
 }
 
 impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
+        ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
+        ensure!(self.images > 0, "--images 0: expected at least 1");
         let target = Target::of(&self.out, false)?;
-        let settings = Settings {
-            method: match self.method {
-                MethodName::Pca => Method::Pca,
-                MethodName::Svd => Method::Svd,
-            },
-            rule: self.rule.read()?,
-            linear: self.linear,
-            pointwise: self.pointwise,
-            exclude: self.exclude.clone(),
-        };
+        let settings = self.choice.settings()?;
         let source = self.source.open()?;
-        let (artifact, report) = apply(&source, &settings)?;
+        let images = match &self.data {
+            None => None,
+            Some(folder) => {
+                let split = cofilter_data::open(folder)?;
+                Some(sample(&source, &self.source.model, &split, self.images)?)
+            }
+        };
+        let calibration = images.as_deref().map(|images| calibration(images, self.threads));
+        let mut reached = None;
+        let (artifact, report) = match (self.choice.rule.target_speedup, &calibration) {
+            (Some(speedup), Some(calibration)) => {
+                let survey = self.choice.survey(self.batch, self.threads)?;
+                let (artifact, report, of) = reach(&source, &survey, speedup, calibration)?;
+                reached = Some(of);
+                (artifact, report)
+            }
+            _ => apply(&source, &settings, calibration.as_ref())?,
+        };
         // The small network is another one, and the file is to hold just that.
         let (_, verdict) = target.write(&artifact, &artifact.model, &self.out, Some(&Limits::default()))?;
         let verdict = verdict.context("nothing was verified")?;
         let not = if verdict.met { "" } else { "NOT written, " };
-        let text = format!("{}\n{}: {not}{verdict}", text(&report), self.out.display());
-        let written = Written { out: &self.out, written: verdict.met, report: &report };
+        let speed = reached.as_ref().map_or(String::new(), |of| format!("{of}\n"));
+        let text = format!("{}\n{speed}{}: {not}{verdict}", text(&report), self.out.display());
+        let written = Written { out: &self.out, written: verdict.met, reached: &reached, report: &report };
         Ok(Output::new(text, &written)?.with_met(verdict.met))
     }
 }
 
-/// Decomposes a network anew, whatever was decomposed in it before.
-pub(crate) fn apply(source: &Artifact, settings: &Settings) -> Result<(Artifact, Report)> {
+/// Inputs of some training images.
+pub(crate) fn sample(source: &Artifact, path: &Path, split: &Split, count: usize) -> Result<Vec<f32>> {
+    let of = preprocessing(source, path)?;
+    let pipeline = Pipeline::new(&split.train, &of, &Augment::default(), 0)?;
+    let (found, expected) = (pipeline.input_extents(), source.model.graph().input_shape());
+    ensure!(
+        found.as_slice() == expected.dims(),
+        "data set `{}` gives images of {found:?}, the network takes {expected}",
+        split.train.name()
+    );
+    Ok(pipeline.sample(count)?)
+}
+
+/// As the commands calibrate.
+pub(crate) fn calibration(images: &[f32], threads: usize) -> Calibration<'_> {
+    Calibration { threads, ..Calibration::new(images) }
+}
+
+/// Decomposes a network anew, whatever was decomposed in it before; with images for the least error of outputs.
+pub(crate) fn apply(
+    source: &Artifact,
+    settings: &Settings,
+    calibration: Option<&Calibration<'_>>,
+) -> Result<(Artifact, Report)> {
     let dense: Model = recompose(&source.model)?;
-    let (model, report) = decompose(&dense, settings)?;
+    let (model, report) = match calibration {
+        None => decompose(&dense, settings)?,
+        Some(calibration) => decompose_calibrated(&dense, settings, calibration)?,
+    };
     let mut artifact = Artifact::new(model);
     artifact.provenance = source.provenance.clone();
     artifact.provenance.parent_sha256 = Some(source.sha256());
@@ -138,36 +288,102 @@ pub(crate) fn apply(source: &Artifact, settings: &Settings) -> Result<(Artifact,
     Ok((artifact, report))
 }
 
+/// What was measured on the way to a speedup.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Speed {
+    target: f64,
+    predicted: f64,
+    pub(crate) measured: f64,
+    batch: usize,
+    threads: usize,
+    divergence: f64,
+}
+
+impl std::fmt::Display for Speed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.2} times as fast was asked for (batch {}, {} thread(s)): expected {:.3}, measured {:.3}",
+            self.target, self.batch, self.threads, self.predicted, self.measured
+        )
+    }
+}
+
+/// Decomposes a network so that it runs this many times as fast, and measures it once more.
+pub(crate) fn reach(
+    source: &Artifact,
+    survey: &SurveySettings,
+    speedup: f64,
+    calibration: &Calibration<'_>,
+) -> Result<(Artifact, Report, Speed)> {
+    let dense: Model = recompose(&source.model)?;
+    let mut surveyed = Survey::measure(&dense, survey, calibration)?;
+    let selection = surveyed.reach(&dense, speedup, SECONDS)?.selection;
+    let (mut artifact, report) = apply(source, &selection.settings, Some(calibration))?;
+    let predicted = selection.predicted_speedup;
+    let (measured, _) = measured_speedup(&dense, &artifact.model, survey.batch, survey.threads, SECONDS)?;
+    let (batch, threads) = (survey.batch, survey.threads);
+    let speed =
+        Speed { target: speedup, predicted, measured, batch, threads, divergence: selection.divergence };
+    if let Some(recipe) = &mut artifact.provenance.recipe {
+        recipe["speed"] = serde_json::to_value(&speed)?;
+    }
+    Ok((artifact, report, speed))
+}
+
+/// Of each measurement of a whole network.
+const SECONDS: f64 = 1.5;
+
 /// The ranks that [`apply`] noted in an artifact.
-pub(crate) fn ranks_of(artifact: &Artifact) -> BTreeMap<String, usize> {
+pub(crate) fn ranks_of(artifact: &Artifact) -> BTreeMap<String, Rank> {
     let recipe = artifact.provenance.recipe.as_ref();
     let ranks = recipe.and_then(|recipe| serde_json::from_value(recipe["ranks"].clone()).ok());
     ranks.unwrap_or_default()
 }
 
+/// The speedup that [`reach`] noted in an artifact.
+pub(crate) fn speed_of(artifact: &Artifact) -> Option<Speed> {
+    let recipe = artifact.provenance.recipe.as_ref()?;
+    serde_json::from_value(recipe["speed"].clone()).ok()
+}
+
 /// A report as a table.
 pub(crate) fn text(report: &Report) -> String {
-    let header = ["layer", "filters", "full rank", "rank", "energy", "weights", "MACs", "gain in MACs"];
-    let rows = report.layers.iter().map(|layer| {
+    let header =
+        ["layer", "method", "filters", "full rank", "rank", "energy", "weights", "MACs", "gain in MACs"];
+    let row = |layer: &LayerReport, rank: String| {
         vec![
             layer.name.clone(),
+            layer.method.name().to_owned(),
             layer.filters.to_string(),
             layer.full_rank.to_string(),
-            layer.rank.to_string(),
+            rank,
             format!("{:.4}", layer.energy),
             format!("{} → {}", short(layer.params_before), short(layer.params_after)),
             format!("{} → {}", short(layer.macs_before), short(layer.macs_after)),
             format!("{:.2}", layer.theoretical_speedup),
         ]
-    });
+    };
+    let ranks = report.ranks();
+    let replaced = report.layers.iter().map(|layer| row(layer, ranks[&layer.name].to_string()));
+    let kept = report.kept.iter().map(|layer| row(layer, format!("{}, stays", layer.rank)));
     #[expect(clippy::cast_precision_loss, reason = "a ratio with two digits")]
     let gain = report.macs_before as f64 / report.macs_after as f64;
-    format!(
+    let mut text = format!(
         "{}\n\nall: weights {} → {}, MACs {} → {}, {gain:.2} times fewer\n",
-        table(&header, rows),
+        table(&header, replaced.chain(kept)),
         short(report.params_before),
         short(report.params_after),
         short(report.macs_before),
         short(report.macs_after)
-    )
+    );
+    if !report.kept.is_empty() {
+        text += "layers that stay would have become larger and slower\n";
+    }
+    for layer in &report.layers {
+        if let Some(warning) = &layer.warning {
+            text += &format!("{}: {warning}\n", layer.name);
+        }
+    }
+    text
 }

@@ -5,7 +5,7 @@ use crate::output::Output;
 use crate::source::Source;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::Split;
-use cofilter_graph::Artifact;
+use cofilter_graph::{Artifact, Model};
 use cofilter_train::{Device, Fit, Outcome, Progress, Recipe, fit};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Images of an update, instead of the recipe's
     #[arg(long)]
     batch: Option<usize>,
+    /// Network whose class scores are learnt from as well: the dense one (a recipe says how much, `distillation`)
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
     /// Folder for checkpoints, from which a run that was stopped goes on [default: OUT.run]
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
@@ -65,6 +68,14 @@ impl Args {
         recipe.iterations = self.iterations.unwrap_or(recipe.iterations);
         recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
         recipe.batch = self.batch.unwrap_or(recipe.batch);
+        let teacher = match &self.teacher {
+            None => None,
+            Some(path) => {
+                // Weight and temperature that are usual, unless a recipe says otherwise.
+                recipe.distillation.get_or_insert_default();
+                Some(Source { model: path.clone(), about: self.source.about.clone() }.open()?.model)
+            }
+        };
         writable(&self.out)?;
         ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
         let source = self.source.open()?;
@@ -76,7 +87,8 @@ impl Args {
             name.push(".run");
             name.into()
         });
-        let tuned = tune(&source, &self.source.model, &recipe, &split, &work, self.threads)?;
+        let job = Job { recipe: &recipe, split: &split, teacher: teacher.as_ref(), threads: self.threads };
+        let tuned = tune(&source, &self.source.model, &job, &work)?;
         let after = evaluate::of(&tuned, &split.test, &of, self.threads)?;
         tuned.save(&self.out)?;
         let text = format!("before: {before}\nafter:  {after}\n{}", self.out.display());
@@ -105,15 +117,19 @@ pub(crate) fn go_on() -> Result<()> {
     Ok(())
 }
 
+/// How a network is trained further.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) split: &'a Split,
+    /// What is learnt from beside labels, where the recipe says so.
+    pub(crate) teacher: Option<&'a Model>,
+    pub(crate) threads: usize,
+}
+
 /// Trains a network further; a run that was stopped goes on.
-pub(crate) fn tune(
-    source: &Artifact,
-    path: &Path,
-    recipe: &Recipe,
-    split: &Split,
-    work: &Path,
-    threads: usize,
-) -> Result<Artifact> {
+pub(crate) fn tune(source: &Artifact, path: &Path, job: &Job<'_>, work: &Path) -> Result<Artifact> {
+    let Job { recipe, split, teacher, threads } = *job;
     let of = preprocessing(source, path)?;
     let settings = Fit {
         recipe,
@@ -124,6 +140,7 @@ pub(crate) fn tune(
         folder: Some(work),
         stop: Some(stop()?),
         masks: None,
+        teacher,
         progress: Progress::Bar("training".into()),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;

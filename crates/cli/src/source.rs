@@ -21,7 +21,7 @@ pub(crate) struct Source {
 }
 
 /// What the file of a checkpoint does not say.
-#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct About {
     /// Network whose tensors a state dict holds, where its names do not tell (`resnet20`, `alexnet`, ...)

@@ -1,7 +1,6 @@
 use crate::factor::Factors;
 use crate::layer::Layer;
-use crate::settings::RankRule;
-use crate::{LayerKind, Result, Spectrum, break_even_rank};
+use crate::{LayerKind, RankRule, Result, Spectrum, break_even_rank};
 use cofilter_graph::Model;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -67,7 +66,8 @@ pub fn analyse(model: &Model, energy: f64) -> Result<Vec<Analysis>> {
 
 fn of_layer(layer: &Layer<'_>, energy: f64) -> Result<Analysis> {
     let spectrum = |weight: &[f32], rows: usize| -> Result<Spectrum> {
-        Ok(Spectrum::new(Factors::new(layer.name, weight, rows, layer.len, false)?.squares))
+        let element = |row: usize, position: usize| f64::from(weight[row * layer.len + position]);
+        Ok(Spectrum::new(Factors::new(layer.name, [rows, layer.len], element, false)?.squares))
     };
     let group_spectra: Vec<Spectrum> =
         (0..layer.groups).map(|g| spectrum(layer.group(g), layer.group_filters())).collect::<Result<_>>()?;

@@ -1,44 +1,190 @@
-use crate::factor::{Factors, Pair};
+use crate::calibrate::{self, Calibration, Moments, Values, output_error};
+use crate::chain::{Chain, Kernel, extents_after};
+use crate::choose::{Choice, choose};
+use crate::factor::single;
 use crate::layer::{Layer, LayerOp};
-use crate::recompose::halves;
+use crate::method::{GroupRank, Ready, Statistics, Taken};
+use crate::rank::{Budget, Limit, Quantity};
+use crate::recompose::parts;
 use crate::report::{GroupReport, LayerReport, Report};
-use crate::{Error, Method, RankRule, Result, Settings, Spectrum, break_even_rank, theoretical_speedup};
-use cofilter_graph::{Array, Conv2d, Linear, Model, NodeId, Op, Rewriter};
+use crate::{Error, Method, Rank, RankRule, Result, Settings, Spectrum};
+use cofilter_graph::{Array, Model, Op, decomposed_names};
 use rayon::prelude::*;
 
-/// Replaces each selected layer by a basis and a combination of it.
+/// Replaces each selected layer by layers whose product is near it, see [`Method`].
 ///
-/// A convolution `[N, C/g, h, w]` of rank `M` becomes `<name>_lowrank` `[M, C/g, h, w]` with the layer's stride,
-/// padding, dilation and groups and no bias, and `<name>_linear` `[N, M/g, 1, 1]` with its groups and bias. A fully
-/// connected layer `[N, C]` becomes `[M, C]` and `[N, M]`. Whoever read the layer reads `<name>_linear`; an output of
-/// the network stays an output. A matrix of rank 0 (all zeros) gets rank 1, there being no empty layers.
+/// Whoever read the layer reads the last of the new ones, which has the bias; an output of the network stays an output. A
+/// matrix of rank 0 (all zeros) gets rank 1, there being no empty layers.
 ///
 /// Where a convolution has groups, each group is decomposed alone and all get the same rank: the largest any group
 /// needs under a rule that looks at the spectrum, an equal share of an explicit total, rounded down.
 ///
+/// Where a rule chooses a rank at which the new layers would have more multiply-accumulates *and* more numbers than the layer,
+/// it stays unless `grow` is set, and the report says so; ranks by name and [`RankRule::Full`] are taken as they are.
+///
 /// # Errors
-/// [`Error::Ratio`] for a ratio outside `(0, 1]`; [`Error::UnknownLayer`] and [`Error::NotALayer`] for names in ranks
-/// or exclusions; [`Error::NotSelected`], [`Error::Rank`] and [`Error::RankBelowGroups`] for ranks that do not fit;
-/// [`Error::Graph`] for weights that are not finite or new names that are taken; [`Error::NoConvergence`].
+/// [`Error::Ratio`] and [`Error::Factor`] for numbers of a rule; [`Error::UnknownLayer`] and [`Error::NotALayer`] for names in
+/// ranks, methods or exclusions; [`Error::Method`] for a method by name that the layer cannot have, [`Error::Rule`] for
+/// methods without singular values; [`Error::NotSelected`], [`Error::Rank`], [`Error::TwoRanks`] and
+/// [`Error::RankBelowGroups`] for ranks that do not fit; [`Error::Budget`] for one that is out of reach; [`Error::Graph`] for
+/// weights that are not finite or new names that are taken; [`Error::NoConvergence`].
 pub fn decompose(model: &Model, settings: &Settings) -> Result<(Model, Report)> {
-    let selected = select(model, settings)?;
-    selected.iter().try_for_each(|(layer, _)| layer.check_finite())?;
+    let mut selected = select(model, settings)?;
+    selected.iter().try_for_each(|of| of.layer.check_finite())?;
+    if let RankRule::Budget(budget) = &settings.rule {
+        share_out(model, &mut selected, budget)?;
+    }
     let results: Vec<Result<Replacement>> =
-        selected.par_iter().map(|(layer, rank)| replace(layer, *rank, settings)).collect();
+        selected.par_iter().map(|of| replace(of, settings, None)).collect();
     let replacements: Vec<Replacement> = results.into_iter().collect::<Result<_>>()?;
+    emit(model, settings, &selected, replacements)
+}
 
+/// As [`decompose`], with the least error of *outputs* for these images instead of the least error of weights: across filters the
+/// projection of the outputs on their principal components (Zhang et al. 2016), for other methods with the last of the
+/// new layers fitted by least squares. Spectra and energies are those of outputs across filters. Layers are taken one
+/// after the other, see [`Calibration::asymmetric`].
+///
+/// The means of all outputs stay what they were: the bias makes up for it, or, where the layer has none and only a batch
+/// normalisation reads it, the running mean there. Variances are those of least squares, below what they were:
+/// [`crate::reestimate_batch_norm`], which is for decompositions by weights, would raise what is left with the errors.
+///
+/// # Errors
+/// As [`decompose`]; [`Error::Calibration`] for images that do not fit; [`Error::Runtime`] where the network cannot be run.
+pub fn decompose_calibrated(
+    model: &Model,
+    settings: &Settings,
+    calibration: &Calibration<'_>,
+) -> Result<(Model, Report)> {
+    // A place for the means of all outputs.
+    let biased = with_biases(model, &select(model, settings)?)?;
+    let mut selected = select(&biased, settings)?;
+    selected.iter().try_for_each(|of| of.layer.check_finite())?;
+    if let RankRule::Budget(budget) = &settings.rule {
+        share_out(&biased, &mut selected, budget)?;
+    }
+    let mut original = Values::new(&biased, calibration)?;
+    let mut values = Values::new(&biased, calibration)?;
+    // The network with the products of the new layers.
+    let mut now = biased.clone();
+    let mut replacements = Vec::with_capacity(selected.len());
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(calibration.threads)
+        .build()
+        .map_err(|error| Error::Calibration { reason: error.to_string() })?;
+    for of in &selected {
+        let input = biased.graph().node(of.layer.id).inputs()[0];
+        let before = original.at(&biased, input)?;
+        let read = if calibration.asymmetric { Some(values.at(&now, input)?) } else { None };
+        // Up to the first layer that changes, both are the same.
+        let read = read.filter(|read| **read != *before);
+        let replacement = pool.install(|| {
+            let read = read.as_ref().map(|read| read.as_slice());
+            let groups = Moments::of(&of.layer, original.count(), &before, read, calibration);
+            replace(of, settings, Some(&Statistics { groups, ridge: calibration.ridge }))
+        })?;
+        if replacement.replaces {
+            let mut params = now.params().clone();
+            let product = replacement.chain.product().weight;
+            let tensors = params.get_mut(of.layer.id);
+            tensors[0] =
+                Array::new(tensors[0].dims().to_vec(), product.into_iter().map(single).collect::<Vec<_>>());
+            if let Some(bias) = &replacement.bias {
+                tensors[1] = bias.clone();
+            }
+            now = now.with_params(params)?;
+        }
+        replacements.push(replacement);
+    }
+    let (small, mut report) = emit(&biased, settings, &selected, replacements)?;
+    let small = without_idle_biases(model, &small)?;
+    let (before, after) = (model.cost(), small.cost());
+    (report.params_before, report.params_after) = (before.params(), after.params());
+    Ok((small, report))
+}
+
+/// The network with a bias, of zeros where it has none, for each of these layers.
+pub(crate) fn with_biases(model: &Model, selected: &[Selected<'_>]) -> Result<Model> {
+    model.rewrite(|b, id, inputs| {
+        let Some(layer) =
+            selected.iter().map(|of| &of.layer).find(|layer| layer.id == id && layer.bias.is_none())
+        else {
+            return Ok(b.keep(id, inputs)?);
+        };
+        let (op, _) = Kernel::of(layer).op(layer, true);
+        let bias = Array::full(vec![layer.filters], 0.0);
+        Ok(b.add(layer.name, op, inputs, vec![layer.weight.clone(), bias])?)
+    })
+}
+
+/// Moves the biases of layers that had none to the batch normalisations behind them, and drops those of zeros.
+fn without_idle_biases(model: &Model, small: &Model) -> Result<Model> {
+    let graph = small.graph();
+    let consumers = graph.consumers();
+    // The layer of the original network whose place a node has.
+    let had_bias = |name: &str| {
+        Layer::all(model).into_iter().any(|layer| {
+            let stands_for = name == layer.name || decomposed_names(name).contains(&layer.name);
+            layer.bias.is_some() && stands_for
+        })
+    };
+    let mut moved: Vec<Option<Array>> = vec![None; graph.nodes().len()];
+    let mut bare = vec![false; graph.nodes().len()];
+    for layer in Layer::all(small) {
+        let Some(bias) = layer.bias.filter(|_| !had_bias(layer.name)) else { continue };
+        let readers = &consumers[layer.id.index()];
+        if bias.data().iter().all(|v| *v == 0.0) {
+            bare[layer.id.index()] = true;
+        } else if let ([reader], false) = (readers.as_slice(), graph.outputs().contains(&layer.id))
+            && matches!(graph.node(*reader).op(), Op::BatchNorm(_))
+        {
+            bare[layer.id.index()] = true;
+            moved[reader.index()] = Some(bias.clone());
+        }
+    }
+    small.rewrite(|b, id, inputs| {
+        let name = graph.node(id).name();
+        if bare[id.index()] {
+            let layer = Layer::at(small, id).expect("only layers are bare");
+            let (op, _) = Kernel::of(&layer).op(&layer, false);
+            return Ok(b.add(name, op, inputs, vec![layer.weight.clone()])?);
+        }
+        match &moved[id.index()] {
+            None => Ok(b.keep(id, inputs)?),
+            Some(bias) => {
+                let mut tensors = small.tensors(id).to_vec();
+                let mean = tensors[2].data().iter().zip(bias.data()).map(|(m, b)| m - b).collect::<Vec<_>>();
+                tensors[2] = Array::new(tensors[2].dims().to_vec(), mean);
+                Ok(b.add(name, graph.node(id).op().clone(), inputs, tensors)?)
+            }
+        }
+    })
+}
+
+/// The network with the new layers, and what was done.
+fn emit(
+    model: &Model,
+    settings: &Settings,
+    selected: &[Selected<'_>],
+    replacements: Vec<Replacement>,
+) -> Result<(Model, Report)> {
     let mut of_node: Vec<Option<(&Layer<'_>, &Replacement)>> = vec![None; model.graph().nodes().len()];
-    for ((layer, _), replacement) in selected.iter().zip(&replacements) {
-        of_node[layer.id.index()] = Some((layer, replacement));
+    for (of, replacement) in selected.iter().zip(&replacements) {
+        if replacement.replaces {
+            of_node[of.layer.id.index()] = Some((&of.layer, replacement));
+        }
     }
     let small = model.rewrite(|b, id, inputs| match of_node[id.index()] {
-        Some((layer, replacement)) => emit(b, layer, replacement, inputs),
+        Some((layer, new)) => new.chain.emit(b, layer, new.bias.as_ref().or(layer.bias), inputs),
         None => b.keep(id, inputs),
     })?;
     let (before, after) = (model.cost(), small.cost());
+    let (layers, kept): (Vec<_>, Vec<_>) = replacements.into_iter().partition(|r| r.replaces);
+    let reports = |of: Vec<Replacement>| of.into_iter().map(|r| r.report).collect();
     let report = Report {
         settings: settings.clone(),
-        layers: replacements.into_iter().map(|r| r.report).collect(),
+        layers: reports(layers),
+        kept: reports(kept),
         params_before: before.params(),
         params_after: after.params(),
         macs_before: before.macs(),
@@ -47,32 +193,54 @@ pub fn decompose(model: &Model, settings: &Settings) -> Result<(Model, Report)> 
     Ok((small, report))
 }
 
-/// The layers to decompose, in graph order, each with its total rank where that was given by name.
-fn select<'a>(model: &'a Model, settings: &Settings) -> Result<Vec<(Layer<'a>, Option<usize>)>> {
+/// A layer to decompose.
+pub(crate) struct Selected<'a> {
+    pub(crate) layer: Layer<'a>,
+    pub(crate) method: Method,
+    /// By name.
+    requested: Option<Rank>,
+    /// From a budget: the rank of a group, or nothing for a layer that stays.
+    allotted: Option<Option<GroupRank>>,
+}
+
+/// The layers to decompose, in graph order.
+pub(crate) fn select<'a>(model: &'a Model, settings: &Settings) -> Result<Vec<Selected<'a>>> {
     settings.rule.check()?;
     for name in &settings.exclude {
         Layer::find(model, "the exclude list", name)?;
     }
-    if let RankRule::Ranks(ranks) = &settings.rule {
-        for (name, rank) in ranks {
-            check_rank(&Layer::find(model, "the list of ranks", name)?, *rank)?;
+    for (name, method) in &settings.methods {
+        let layer = Layer::find(model, "the list of methods", name)?;
+        if let Some(reason) = method.unfit(&layer) {
+            return Err(Error::Method { layer: name.clone(), method: method.name(), reason });
         }
     }
-    let halves = halves(model.graph());
+    let method_of = |layer: &Layer<'_>| {
+        settings.methods.get(layer.name).copied().unwrap_or_else(|| settings.method.or_cross_filter(layer))
+    };
+    if let RankRule::Ranks(ranks) = &settings.rule {
+        for (name, rank) in ranks {
+            let layer = Layer::find(model, "the list of ranks", name)?;
+            rank.of_group(&layer, method_of(&layer))?;
+        }
+    }
+    let parts = parts(model);
     let mut selected = Vec::new();
     for layer in Layer::all(model) {
         let left_alone = left_alone(&layer, settings);
-        match &settings.rule {
+        let method = method_of(&layer);
+        let requested = match &settings.rule {
             RankRule::Ranks(ranks) => match (ranks.get(layer.name), left_alone) {
-                (None, _) => {}
+                (None, _) => continue,
                 (Some(_), Some(reason)) => {
                     return Err(Error::NotSelected { name: layer.name.into(), reason });
                 }
-                (Some(rank), None) => selected.push((layer, Some(*rank))),
+                (rank, None) => rank.copied(),
             },
-            _ if left_alone.is_some() || halves.contains(&layer.id) => {}
-            _ => selected.push((layer, None)),
-        }
+            _ if left_alone.is_some() || parts.contains(&layer.id) => continue,
+            _ => None,
+        };
+        selected.push(Selected { layer, method, requested, allotted: None });
     }
     Ok(selected)
 }
@@ -90,139 +258,218 @@ fn left_alone(layer: &Layer<'_>, settings: &Settings) -> Option<&'static str> {
     }
 }
 
-pub(crate) fn check_rank(layer: &Layer<'_>, rank: usize) -> Result<()> {
-    let full = layer.full_rank();
-    if rank == 0 || rank > full {
-        return Err(Error::Rank { layer: layer.name.into(), rank, full });
-    }
-    if rank < layer.groups {
-        return Err(Error::RankBelowGroups { layer: layer.name.into(), rank, groups: layer.groups });
+/// Chooses all ranks together.
+fn share_out(model: &Model, selected: &mut [Selected<'_>], budget: &Budget) -> Result<()> {
+    let cost = model.cost();
+    let (quantity, whole, per) = match budget.of {
+        Quantity::Params => ("params", cost.params(), 1),
+        Quantity::Bytes => ("bytes", 4 * cost.params(), 4),
+        Quantity::Macs => ("macs", cost.macs(), 1),
+    };
+    let allowed = match budget.at_most {
+        Limit::Count(count) => count,
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a count"
+        )]
+        Limit::Share(share) => (whole as f64 * share) as usize,
+    };
+    let candidates: Vec<Vec<Candidate>> =
+        selected.par_iter().map(|of| candidates(of, budget.of)).collect::<Result<_>>()?;
+    let dense: f64 = candidates.iter().map(|of| of[0].choice.cost).sum();
+    let choices: Vec<Vec<Choice>> =
+        candidates.iter().map(|of| of.iter().map(|candidate| candidate.choice).collect()).collect();
+    let (whole, room) = (real(whole) / real(per), real(allowed) / real(per));
+    let chosen = choose(&choices, room - (whole - dense)).ok_or_else(|| {
+        let least: f64 =
+            choices.iter().map(|of| of.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        let least = (whole - dense + least) as usize * per;
+        Error::Budget { quantity, allowed, least }
+    })?;
+    for ((of, candidates), index) in selected.iter_mut().zip(candidates).zip(chosen) {
+        of.allotted = Some(candidates[index].rank);
     }
     Ok(())
 }
 
-/// The numbers of the two new layers, and what to tell about them.
-struct Replacement {
-    /// `[rank, len]` row-major, group after group.
-    basis: Vec<f32>,
-    /// `[filters, rank / groups]` row-major, group after group.
-    combination: Vec<f32>,
-    rank: usize,
-    report: LayerReport,
+/// The layer at one rank; the first is the layer as it is.
+struct Candidate {
+    rank: Option<GroupRank>,
+    choice: Choice,
 }
 
-fn replace(layer: &Layer<'_>, requested: Option<usize>, settings: &Settings) -> Result<Replacement> {
-    let groups = (0..layer.groups)
-        .map(|g| Factors::new(layer.name, layer.group(g), layer.group_filters(), layer.len, true))
-        .collect::<Result<Vec<_>>>()?;
-    let spectra: Vec<Spectrum> = groups.iter().map(|f| Spectrum::new(f.squares.clone())).collect();
-    let chosen: Vec<Option<usize>> = spectra.iter().map(|s| s.rank(&settings.rule)).collect();
-    let group_rank = match requested {
-        Some(total) => total / layer.groups,
-        None => chosen.iter().flatten().copied().max().unwrap_or(1),
-    };
-    let (pairs, group_reports) = truncate(layer, &groups, spectra, group_rank, settings.method);
-    let (basis, combination): (Vec<_>, Vec<_>) = pairs.into_iter().map(|p| (p.basis, p.combination)).unzip();
-    let mut group_reports = group_reports;
-    group_reports.iter_mut().zip(chosen).for_each(|(report, chosen)| report.chosen_rank = chosen);
-    Ok(Replacement {
-        basis: basis.concat(),
-        combination: combination.concat(),
-        rank: group_rank * layer.groups,
-        report: report(layer, requested, group_rank, group_reports),
+/// Ranks at which a layer is cheaper than as it is.
+fn candidates(of: &Selected<'_>, quantity: Quantity) -> Result<Vec<Candidate>> {
+    let Selected { layer, method, .. } = of;
+    if !method.has_spectrum() {
+        return Err(Error::Rule { layer: layer.name.into(), method: method.name(), rule: "budget" });
+    }
+    let spectra = Ready::new(layer, *method, false, None)?.spectra().unwrap_or_default();
+    let weights = layer.filters * layer.len;
+    let cost = |weights: usize, macs: usize| real(if quantity == Quantity::Macs { macs } else { weights });
+    let dense = Choice { cost: cost(weights, weights * layer.positions), loss: 0.0 };
+    let mut found = vec![Candidate { rank: None, choice: dense }];
+    let full = method.full_rank(layer);
+    for output in 1..=full.output {
+        let rank = Rank::One(output * layer.groups).of_group(layer, *method)?;
+        let [weights, macs] = costs(layer, *method, rank);
+        let cost = cost(weights, macs);
+        if cost >= dense.cost {
+            break;
+        }
+        let whole: f64 = spectra.iter().map(|(output, _)| output.total).sum();
+        let lost = |spectrum: &Spectrum, rank: usize| spectrum.total * (1.0 - spectrum.energy(rank));
+        let loss: f64 = spectra
+            .iter()
+            .map(|(output, input)| {
+                let of_input = input.as_ref().zip(rank.input).map_or(0.0, |(input, rank)| lost(input, rank));
+                lost(output, rank.output) + of_input
+            })
+            .sum();
+        let loss = if whole > 0.0 { loss / whole } else { 0.0 };
+        found.push(Candidate { rank: Some(rank), choice: Choice { cost, loss } });
+    }
+    Ok(found)
+}
+
+/// Weights and multiply-accumulates of the layers that replace one.
+pub(crate) fn costs(layer: &Layer<'_>, method: Method, rank: GroupRank) -> [usize; 2] {
+    let mut extents = layer.extents;
+    method.links(layer, rank).iter().fold([0, 0], |[weights, macs], form| {
+        extents = extents_after(&form.conv, extents);
+        let own = form.conv.out_channels
+            * (form.channels / form.conv.groups)
+            * form.conv.kernel[0]
+            * form.conv.kernel[1];
+        [weights + own, macs + own * extents[0] * extents[1]]
     })
 }
 
-/// Every group at this rank, as stored, and what is lost.
-fn truncate(
-    layer: &Layer<'_>,
-    groups: &[Factors],
-    spectra: Vec<Spectrum>,
-    rank: usize,
-    method: Method,
-) -> (Vec<Pair>, Vec<GroupReport>) {
-    let of_group = |(g, (factors, spectrum)): (usize, (&Factors, Spectrum))| {
-        let pair = factors.pair(rank, method);
-        let relative_error = pair.relative_error(layer.group(g), layer.len);
-        let energy = spectrum.energy(rank);
-        (pair, GroupReport { chosen_rank: None, energy, relative_error, spectrum })
+/// The new layers, and what to tell about them.
+struct Replacement {
+    chain: Chain,
+    /// Another one than the layer has.
+    bias: Option<Array>,
+    /// Not where the layer is better as it is.
+    replaces: bool,
+    report: LayerReport,
+}
+
+fn replace(of: &Selected<'_>, settings: &Settings, statistics: Option<&Statistics>) -> Result<Replacement> {
+    let rule = &settings.rule;
+    let Selected { layer, method, requested, allotted } = of;
+    let ready = Ready::new(layer, *method, true, statistics)?;
+    let spectra = ready.spectra();
+    let chosen: Vec<Option<GroupRank>> = match &spectra {
+        Some(groups) => groups.iter().map(|of| rule.of_group(layer, *method, of)).collect(),
+        None => vec![None; layer.groups],
     };
-    groups.iter().zip(spectra).enumerate().map(of_group).unzip()
+    let rank = match (requested, allotted, &spectra) {
+        (Some(rank), ..) => rank.of_group(layer, *method)?,
+        (None, Some(Some(rank)), _) => *rank,
+        // What it would be at the smallest loss tells why it stays.
+        (None, Some(None), _) => method.full_rank(layer),
+        (None, None, None) => rule.unseen(layer, *method)?,
+        (None, None, Some(_)) => {
+            let largest = chosen.iter().flatten().copied().reduce(GroupRank::max);
+            largest.unwrap_or_else(|| method.full_rank(layer))
+        }
+    };
+    let Taken { chain, warning } = ready.take_apart(rank)?;
+    let errors = chain.errors(layer);
+    let groups = errors.iter().zip(&chosen).enumerate().map(|(g, ([lost, whole], chosen))| {
+        let relative = if *whole > 0.0 { lost / whole } else { 0.0 };
+        let spectrum = spectra.as_ref().map(|groups| &groups[g]);
+        let energy = match spectrum {
+            Some((output, None)) => output.energy(rank.output),
+            _ => 1.0 - relative,
+        };
+        GroupReport {
+            chosen_rank: chosen.map(|rank| rank.output),
+            chosen_input_rank: chosen.and_then(|rank| rank.input),
+            energy,
+            relative_error: relative.sqrt(),
+            spectrum: spectrum.map(|(output, _)| output.clone()),
+        }
+    });
+    let mut report = report(layer, *method, rank, groups.collect(), &errors);
+    report.requested_rank = *requested;
+    report.warning = warning;
+    let mut bias = None;
+    if let Some(of) = statistics {
+        let product = chain.product().weight;
+        let groups =
+            of.groups.iter().zip(product.chunks_exact(layer.group_filters() * layer.len)).enumerate();
+        let (mut lost, mut whole, mut biases) = (0.0, 0.0, Vec::with_capacity(layer.filters));
+        for (g, (moments, weight)) in groups {
+            let [a, b] = output_error(layer, g, moments, weight);
+            lost += a;
+            whole += b;
+            biases.extend(calibrate::bias(layer, g, moments, weight).into_iter().map(single));
+        }
+        report.output_error = Some(if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 });
+        bias = Some(Array::new(vec![layer.filters], biases));
+    }
+    let larger = report.macs_after > report.macs_before && report.params_after > report.params_before;
+    let asked = settings.grow || matches!(rule, RankRule::Ranks(_) | RankRule::Full);
+    Ok(Replacement { chain, bias, replaces: *allotted != Some(None) && (asked || !larger), report })
 }
 
 fn report(
     layer: &Layer<'_>,
-    requested_rank: Option<usize>,
-    group_rank: usize,
+    method: Method,
+    rank: GroupRank,
     group_reports: Vec<GroupReport>,
+    errors: &[[f64; 2]],
 ) -> LayerReport {
-    let rank = group_rank * layer.groups;
-    let whole: f64 = group_reports.iter().map(|g| g.spectrum.total).sum();
-    // Mean over the groups by their squared norms; of equal weight where all are zeros.
-    let over_groups = |of_group: &dyn Fn(&GroupReport) -> f64, of_zeros: f64| {
-        if whole > 0.0 {
-            group_reports.iter().map(|g| g.spectrum.total * of_group(g)).sum::<f64>() / whole
-        } else {
-            of_zeros
-        }
+    let lost: f64 = errors.iter().map(|[lost, _]| lost).sum();
+    let whole: f64 = errors.iter().map(|[_, whole]| whole).sum();
+    // Means over the groups by their squared norms.
+    let (energy, relative) = if whole > 0.0 {
+        let kept: f64 = group_reports.iter().zip(errors).map(|(g, [_, whole])| whole * g.energy).sum();
+        (kept / whole, lost / whole)
+    } else {
+        (1.0, 0.0)
     };
-    let squares =
-        group_reports.iter().flat_map(|g| g.spectrum.normalised.iter().map(|s| s * g.spectrum.total));
+    let squares = group_reports
+        .iter()
+        .map(|g| g.spectrum.as_ref().map(|s| s.normalised.iter().map(|share| share * s.total)))
+        .collect::<Option<Vec<_>>>();
     let bias = layer.bias.map_or(0, |b| b.data().len());
-    let weights_after = rank * (layer.len + layer.group_filters());
+    let full = method.full_rank(layer);
+    let [weights, macs_after] = costs(layer, method, rank);
+    let macs = [layer.filters * layer.len * layer.positions, macs_after];
+    let speedup = real(macs[0]) / real(macs[1]);
     LayerReport {
         name: layer.name.into(),
+        method,
         kind: layer.kind(),
         filters: layer.filters,
         filter_len: layer.len,
         groups: layer.groups,
-        full_rank: layer.full_rank(),
-        requested_rank,
-        rank,
-        energy: over_groups(&|g| g.energy, 1.0),
-        relative_error: over_groups(&|g| g.relative_error * g.relative_error, 0.0).sqrt(),
-        spectrum: Spectrum::new(squares.collect()),
+        full_rank: full.output * layer.groups,
+        requested_rank: None,
+        rank: rank.output * layer.groups,
+        input_rank: rank.input.map(|input| input * layer.groups),
+        energy,
+        relative_error: relative.sqrt(),
+        spectrum: squares.map(|groups| Spectrum::new(groups.into_iter().flatten().collect())),
         params_before: layer.filters * layer.len + bias,
-        params_after: weights_after + bias,
-        macs_before: layer.filters * layer.len * layer.positions,
-        macs_after: weights_after * layer.positions,
-        theoretical_speedup: theoretical_speedup(layer.filters, layer.len, layer.groups, rank),
-        break_even_rank: break_even_rank(layer.filters, layer.len, layer.groups),
+        params_after: weights + bias,
+        macs_before: macs[0],
+        macs_after: macs[1],
+        theoretical_speedup: speedup,
+        break_even_rank: rank.input.is_none().then(|| real(rank.output * layer.groups) * speedup),
+        output_error: None,
+        warning: None,
         group_reports,
     }
 }
 
-fn emit(
-    b: &mut Rewriter<'_>,
-    layer: &Layer<'_>,
-    new: &Replacement,
-    inputs: &[NodeId],
-) -> cofilter_graph::Result<NodeId> {
-    let (basis_op, combination_op, basis_dims, combination_dims) = match layer.op {
-        LayerOp::Conv2d(conv) => {
-            let mut basis_dims = layer.weight.dims().to_vec();
-            basis_dims[0] = new.rank;
-            (
-                Op::Conv2d(Conv2d { out_channels: new.rank, bias: false, ..conv.clone() }),
-                Op::Conv2d(Conv2d {
-                    groups: conv.groups,
-                    bias: conv.bias,
-                    ..Conv2d::new(conv.out_channels, 1)
-                }),
-                basis_dims,
-                vec![layer.filters, new.rank / layer.groups, 1, 1],
-            )
-        }
-        LayerOp::Linear(linear) => (
-            Op::Linear(Linear { out_features: new.rank, bias: false }),
-            Op::Linear(linear.clone()),
-            vec![new.rank, layer.len],
-            vec![layer.filters, new.rank],
-        ),
-    };
-    let basis = Array::new(basis_dims, new.basis.as_slice());
-    let combination = Array::new(combination_dims, new.combination.as_slice());
-    let x = b.add(&format!("{}_lowrank", layer.name), basis_op, inputs, vec![basis])?;
-    let tensors = [Some(combination), layer.bias.cloned()].into_iter().flatten().collect();
-    b.add(&format!("{}_linear", layer.name), combination_op, &[x], tensors)
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+fn real(count: usize) -> f64 {
+    count as f64
 }

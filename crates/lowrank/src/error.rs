@@ -1,3 +1,5 @@
+use crate::Rank;
+
 /// What can be wrong with a request for a decomposition.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,8 +67,75 @@ pub enum Error {
         /// The value found.
         value: f64,
     },
+    /// A factor of the stable rank that is not a positive number.
+    #[error("the stable rank is to be taken {value} times, expected a number above 0")]
+    Factor {
+        /// The value found.
+        value: f64,
+    },
+    /// A method that cannot have this layer.
+    #[error("layer `{layer}`: the method `{method}` has no meaning for it: {reason}")]
+    Method {
+        /// The layer.
+        layer: String,
+        /// The method.
+        method: &'static str,
+        /// What it lacks.
+        reason: &'static str,
+    },
+    /// A rule that looks at singular values, and a method without.
+    #[error(
+        "layer `{layer}`: the rule `{rule}` chooses no rank for the method `{method}`, which takes ranks by number or as a share"
+    )]
+    Rule {
+        /// The layer.
+        layer: String,
+        /// The method.
+        method: &'static str,
+        /// The rule.
+        rule: &'static str,
+    },
+    /// Ranks of two sides for a method with one.
+    #[error("layer `{layer}`: the method `{method}` has one rank, found {rank}")]
+    TwoRanks {
+        /// The layer.
+        layer: String,
+        /// The method.
+        method: &'static str,
+        /// The ranks.
+        rank: Rank,
+    },
+    /// A budget below what the network costs at rank 1.
+    #[error("the network cannot have at most {allowed} {quantity}: with the least ranks it has {least}")]
+    Budget {
+        /// What is counted.
+        quantity: &'static str,
+        /// The most that was asked for.
+        allowed: usize,
+        /// What is left with the least ranks.
+        least: usize,
+    },
+    /// Images, or numbers that say what is done with them, that make no sense.
+    #[error("calibration: {reason}")]
+    Calibration {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A speedup beyond what all layers at their least give.
+    #[error(
+        "{speedup:.3} times as fast is out of reach: with every layer at its fastest it is {best:.3} times"
+    )]
+    Unreachable {
+        /// What was asked for.
+        speedup: f64,
+        /// The most that there is, as it is to be expected.
+        best: f64,
+    },
+    /// The network could not be run on the images.
+    #[error(transparent)]
+    Runtime(#[from] cofilter_runtime::Error),
     /// The singular values could not be computed.
-    #[error("layer `{layer}`: the singular value decomposition did not converge")]
+    #[error("layer `{layer}`: the decomposition did not converge")]
     NoConvergence {
         /// The layer.
         layer: String,

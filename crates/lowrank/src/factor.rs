@@ -1,4 +1,4 @@
-use crate::{Error, Method, Result};
+use crate::{Error, Result};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
@@ -14,6 +14,26 @@ use std::cmp::Ordering;
 /// `1e-8` of the largest are noise in that form. Weights are `f32` numbers, known to `6e-8` of their size: the direct
 /// form resolves nothing there that the weights mean, and every rank rule squares the values anyway.
 const DIRECT_LIMIT: usize = 4_000_000_000;
+
+/// Which factor the singular values go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// The basis: the combination has orthonormal columns.
+    Basis,
+    /// Their roots to both.
+    Both,
+    /// The combination: the basis has orthonormal rows.
+    Combination,
+}
+
+/// Two factors, row-major.
+#[derive(Debug)]
+pub(crate) struct Split {
+    /// `[rows, rank]`.
+    pub(crate) combination: Vec<f64>,
+    /// `[rank, len]`.
+    pub(crate) basis: Vec<f64>,
+}
 
 /// Singular values of a weight matrix `W` of `rows` filters, and the vectors that were asked for.
 #[derive(Debug)]
@@ -39,56 +59,37 @@ enum Vectors {
     Right(Mat<f64>),
 }
 
-/// A pair of rank `m` for `rows` filters of `len` weights, row-major: `W ~ combination * basis`.
-#[derive(Debug)]
-pub(crate) struct Pair {
-    /// `[m, len]`.
-    pub(crate) basis: Vec<f32>,
-    /// `[rows, m]`.
-    pub(crate) combination: Vec<f32>,
-}
-
-impl Pair {
-    /// `combination * basis`, `[rows, len]` row-major, computed in `f64`.
-    pub(crate) fn product(&self, rows: usize, len: usize) -> Vec<f32> {
-        let product = self.dense(rows, len);
-        (0..rows * len).map(|i| single(product[(i % len, i / len)])).collect()
-    }
-
-    /// `||W - combination * basis||_F / ||W||_F` for `weight` `W` `[rows, len]`; 0 for a matrix of zeros.
-    pub(crate) fn relative_error(&self, weight: &[f32], len: usize) -> f64 {
-        let rows = weight.len() / len;
-        let product = self.dense(rows, len);
-        let (mut lost, mut whole) = (0.0, 0.0);
-        for (i, w) in weight.iter().map(|w| f64::from(*w)).enumerate() {
-            lost += (w - product[(i % len, i / len)]).powi(2);
-            whole += w * w;
-        }
-        if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 }
-    }
-
-    /// The product, `[len, rows]`.
-    fn dense(&self, rows: usize, len: usize) -> Mat<f64> {
-        let rank = self.basis.len() / len;
-        let basis = Mat::from_fn(len, rank, |position, m| f64::from(self.basis[m * len + position]));
-        let combination = Mat::from_fn(rank, rows, |m, row| f64::from(self.combination[row * rank + m]));
-        let mut product = Mat::zeros(len, rows);
-        matmul(product.as_mut(), Accum::Replace, basis.as_ref(), combination.as_ref(), 1.0, Par::Seq);
-        product
-    }
-}
-
 impl Factors {
-    /// Decomposes `weight` `[rows, len]`, row-major and finite; with `vectors` so that [`Factors::pair`] can be called.
-    pub(crate) fn new(layer: &str, weight: &[f32], rows: usize, len: usize, vectors: bool) -> Result<Self> {
+    /// Decomposes the matrix `[rows, len]` with these finite elements; with `vectors` so that [`Factors::split`] can be called.
+    pub(crate) fn new(
+        layer: &str,
+        [rows, len]: [usize; 2],
+        element: impl Fn(usize, usize) -> f64,
+        vectors: bool,
+    ) -> Result<Self> {
         let small = rows.min(len);
         let direct = rows.saturating_mul(len).saturating_mul(small) <= DIRECT_LIMIT;
-        Self::with_form(weight, rows, len, vectors, direct)
-            .ok_or_else(|| Error::NoConvergence { layer: layer.into() })
+        let filters = Mat::from_fn(len, rows, |position, row| element(row, position));
+        Self::with_form(filters, vectors, direct).ok_or_else(|| Error::NoConvergence { layer: layer.into() })
     }
 
-    fn with_form(weight: &[f32], rows: usize, len: usize, vectors: bool, direct: bool) -> Option<Self> {
-        let filters = Mat::from_fn(len, rows, |position, row| f64::from(weight[row * len + position]));
+    /// Of weights `B` `[rows, len]`, row-major, for inputs of this covariance `C`: the eigenvectors `V` of `B C B^T`, so that of
+    /// all approximations of a rank `V_M V_M^T B` has the least error of outputs, and the squares are what outputs keep.
+    pub(crate) fn of_outputs(layer: &str, weight: &[f64], covariance: &Mat<f64>) -> Result<Self> {
+        let len = covariance.nrows();
+        let rows = weight.len() / len;
+        let filters = Mat::from_fn(len, rows, |position, row| weight[row * len + position]);
+        let mut seen = Mat::zeros(len, rows);
+        matmul(seen.as_mut(), Accum::Replace, covariance.as_ref(), filters.as_ref(), 1.0, Par::Seq);
+        let mut outputs = Mat::zeros(rows, rows);
+        matmul(outputs.as_mut(), Accum::Replace, filters.transpose(), seen.as_ref(), 1.0, Par::Seq);
+        let (mut squares, left) =
+            eigen(&outputs, true).ok_or_else(|| Error::NoConvergence { layer: layer.into() })?;
+        squares.truncate(rows.min(len));
+        Ok(Self { filters, squares, vectors: Vectors::Left(left) })
+    }
+
+    fn with_form(filters: Mat<f64>, vectors: bool, direct: bool) -> Option<Self> {
         let (squares, vectors) = if direct {
             direct_form(filters.as_ref(), vectors)?
         } else {
@@ -97,29 +98,30 @@ impl Factors {
         Some(Self { filters, squares, vectors })
     }
 
-    /// The best approximation of this rank as two factors.
+    /// The best approximation `combination * basis` of this rank: `[rows, rank]` and `[rank, len]`, both row-major.
     ///
     /// Each basis vector gets the sign that makes the largest entry of its combination column positive, so that the
     /// factors do not hang on a choice of the solver.
-    pub(crate) fn pair(&self, rank: usize, method: Method) -> Pair {
+    pub(crate) fn split(&self, rank: usize, scale: Scale) -> Split {
         let (len, rows) = (self.filters.nrows(), self.filters.ncols());
         let (left, right, sigma) = self.columns(rank);
         let mut basis = vec![0.0; rank * len];
         let mut combination = vec![0.0; rows * rank];
         for (m, sigma) in sigma.into_iter().enumerate() {
             let sign = sign_of_largest((0..rows).map(|row| left[(row, m)]));
-            let (for_basis, for_combination) = match method {
-                Method::Pca => (sign * sigma, sign),
-                Method::Svd => (sign * sigma.sqrt(), sign * sigma.sqrt()),
+            let (for_basis, for_combination) = match scale {
+                Scale::Basis => (sign * sigma, sign),
+                Scale::Both => (sign * sigma.sqrt(), sign * sigma.sqrt()),
+                Scale::Combination => (sign, sign * sigma),
             };
             for position in 0..len {
-                basis[m * len + position] = single(right[(position, m)] * for_basis);
+                basis[m * len + position] = right[(position, m)] * for_basis;
             }
             for row in 0..rows {
-                combination[row * rank + m] = single(left[(row, m)] * for_combination);
+                combination[row * rank + m] = left[(row, m)] * for_combination;
             }
         }
-        Pair { basis, combination }
+        Split { combination, basis }
     }
 
     /// First columns of `V` and `U`, and the singular values that go with them.
@@ -191,12 +193,24 @@ fn gram_form(x: MatRef<'_, f64>, vectors: bool) -> Option<(Vec<f64>, Vectors)> {
         1.0,
         Par::Seq,
     );
+    let (squares, falling) = eigen(&gram, vectors)?;
+    let vectors = match (vectors, of_filters) {
+        (false, _) => Vectors::None,
+        (true, true) => Vectors::Left(falling),
+        (true, false) => Vectors::Right(falling),
+    };
+    Some((squares, vectors))
+}
+
+/// Eigenvalues of a symmetric matrix, of which the lower half is read, falling and at least 0, and the vectors that go with them.
+fn eigen(matrix: &Mat<f64>, vectors: bool) -> Option<(Vec<f64>, Mat<f64>)> {
+    let size = matrix.nrows();
     let compute = if vectors { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
     let columns = if vectors { size } else { 0 };
     let (mut values, mut basis) = (Diag::<f64>::zeros(size), Mat::<f64>::zeros(columns, columns));
     let scratch = evd::self_adjoint_evd_scratch::<f64>(size, compute, Par::Seq, Default::default());
     evd::self_adjoint_evd(
-        gram.as_ref(),
+        matrix.as_ref(),
         values.as_mut(),
         vectors.then(|| basis.as_mut()),
         Par::Seq,
@@ -207,12 +221,7 @@ fn gram_form(x: MatRef<'_, f64>, vectors: bool) -> Option<(Vec<f64>, Vectors)> {
     // Eigenvalues come rising; rounding can make a zero slightly negative.
     let squares = values.column_vector().iter().rev().map(|v| v.max(0.0)).collect();
     let falling = basis.as_ref().reverse_cols().to_owned();
-    let vectors = match (vectors, of_filters) {
-        (false, _) => Vectors::None,
-        (true, true) => Vectors::Left(falling),
-        (true, false) => Vectors::Right(falling),
-    };
-    Some((squares, vectors))
+    Some((squares, falling))
 }
 
 /// Scales every column to length 1 and returns the lengths; a column of zeros stays.
@@ -236,13 +245,25 @@ fn sign_of_largest(column: impl Iterator<Item = f64>) -> f64 {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "computed in f64, stored in f32")]
-fn single(value: f64) -> f32 {
+pub(crate) fn single(value: f64) -> f32 {
     value as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn matrix(weight: &[f32], len: usize) -> Mat<f64> {
+        Mat::from_fn(len, weight.len() / len, |position, row| f64::from(weight[row * len + position]))
+    }
+
+    fn product(split: &Split, rows: usize, len: usize) -> Vec<f64> {
+        let rank = split.basis.len() / len;
+        let sum = |row: usize, position: usize| {
+            (0..rank).map(|m| split.combination[row * rank + m] * split.basis[m * len + position]).sum()
+        };
+        (0..rows * len).map(|i| sum(i / len, i % len)).collect()
+    }
 
     fn weight(rows: usize, len: usize) -> Vec<f32> {
         let mut state = 7u32;
@@ -259,11 +280,11 @@ mod tests {
     fn both_forms_agree_for_tall_and_wide_matrices() {
         for (rows, len) in [(12, 40), (40, 12), (9, 9), (1, 5), (5, 1)] {
             let w = weight(rows, len);
-            let direct = Factors::with_form(&w, rows, len, true, true).unwrap();
-            let gram = Factors::with_form(&w, rows, len, true, false).unwrap();
+            let direct = Factors::with_form(matrix(&w, len), true, true).unwrap();
+            let gram = Factors::with_form(matrix(&w, len), true, false).unwrap();
             assert_eq!(direct.squares.len(), rows.min(len));
             assert_eq!(gram.squares.len(), rows.min(len));
-            let bare = Factors::with_form(&w, rows, len, false, false).unwrap();
+            let bare = Factors::with_form(matrix(&w, len), false, false).unwrap();
             for i in 0..rows.min(len) {
                 for other in [&gram, &bare] {
                     let off = (direct.squares[i] - other.squares[i]).abs() / direct.squares[0];
@@ -271,11 +292,10 @@ mod tests {
                 }
             }
             for rank in [1, rows.min(len).div_ceil(2), rows.min(len)] {
-                for method in [Method::Pca, Method::Svd] {
-                    let (a, b) = (direct.pair(rank, method), gram.pair(rank, method));
-                    assert!((a.relative_error(&w, len) - b.relative_error(&w, len)).abs() < 1e-6);
-                    let (a, b) = (a.product(rows, len), b.product(rows, len));
-                    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{rows}x{len} at {rank}");
+                for scale in [Scale::Basis, Scale::Both, Scale::Combination] {
+                    let (a, b) = (direct.split(rank, scale), gram.split(rank, scale));
+                    let (a, b) = (product(&a, rows, len), product(&b, rows, len));
+                    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{rows}x{len} at {rank}");
                 }
             }
         }
@@ -285,17 +305,20 @@ mod tests {
     fn the_gram_form_survives_deficient_and_zero_matrices() {
         for (rows, len) in [(8, 20), (20, 8)] {
             // Rank 1, then rank 0.
-            for scale in [1.0f32, 0.0] {
+            for size in [1.0f32, 0.0] {
                 let w: Vec<f32> = (0..rows * len)
-                    .map(|i| scale * ((i / len) as f32 - 3.0) * ((i % len) as f32 + 1.0))
+                    .map(|i| size * ((i / len) as f32 - 3.0) * ((i % len) as f32 + 1.0))
                     .collect();
-                let gram = Factors::with_form(&w, rows, len, true, false).unwrap();
+                let gram = Factors::with_form(matrix(&w, len), true, false).unwrap();
                 assert!(gram.squares.iter().all(|s| *s >= 0.0));
                 assert!(gram.squares[1] <= 1e-14 * gram.squares[0]);
-                for method in [Method::Pca, Method::Svd] {
-                    let pair = gram.pair(rows.min(len), method);
-                    assert!(pair.basis.iter().chain(&pair.combination).all(|v| v.is_finite()));
-                    assert!(pair.relative_error(&w, len) < 1e-6);
+                for scale in [Scale::Basis, Scale::Both, Scale::Combination] {
+                    let split = gram.split(rows.min(len), scale);
+                    assert!(split.basis.iter().chain(&split.combination).all(|v| v.is_finite()));
+                    let found = product(&split, rows, len);
+                    let off =
+                        found.iter().zip(&w).map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
+                    assert!(off < 1e-5, "{rows}x{len}: {off}");
                 }
             }
         }

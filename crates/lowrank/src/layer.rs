@@ -25,6 +25,10 @@ pub(crate) struct Layer<'a> {
     /// `L`: weights of one filter, `C / groups * kernel_h * kernel_w`.
     pub(crate) len: usize,
     pub(crate) groups: usize,
+    /// Channels read, over all groups.
+    pub(crate) channels: usize,
+    /// Extents of the map read, `[1, 1]` for a vector.
+    pub(crate) extents: [usize; 2],
     /// Places where a filter is applied: the extents of the output map.
     pub(crate) positions: usize,
 }
@@ -48,6 +52,7 @@ impl<'a> Layer<'a> {
         let weight = &tensors[0];
         let (filters, len) = weight.matrix_dims();
         let positions = node.shape().spatial().iter().product();
+        let input = model.graph().input_shapes(id)[0];
         Some(Self {
             id,
             name: node.name(),
@@ -57,6 +62,8 @@ impl<'a> Layer<'a> {
             filters,
             len,
             groups,
+            channels: input.channels(),
+            extents: input.spatial(),
             positions,
         })
     }
@@ -97,6 +104,27 @@ impl<'a> Layer<'a> {
     /// `N / groups`.
     pub(crate) fn group_filters(&self) -> usize {
         self.filters / self.groups
+    }
+
+    /// Its extents; a fully connected layer as a convolution of 1x1.
+    pub(crate) fn as_conv(&self) -> Conv2d {
+        match self.op {
+            LayerOp::Conv2d(conv) => conv.clone(),
+            LayerOp::Linear(linear) => Conv2d::new(linear.out_features, 1),
+        }
+    }
+
+    /// `[height, width]` of a filter, `[1, 1]` of a fully connected layer.
+    pub(crate) fn kernel(&self) -> [usize; 2] {
+        match self.op {
+            LayerOp::Conv2d(conv) => conv.kernel,
+            LayerOp::Linear(_) => [1, 1],
+        }
+    }
+
+    /// Channels that a filter reads, `C / groups`.
+    pub(crate) fn group_channels(&self) -> usize {
+        self.channels / self.groups
     }
 
     /// Rows of one group, `[N / groups, L]` row-major.

@@ -1,7 +1,7 @@
-use crate::decompose::check_rank;
-use crate::factor::Factors;
+use crate::factor::single;
 use crate::layer::Layer;
-use crate::{Method, Result};
+use crate::method::{GroupRank, Ready};
+use crate::{Method, Rank, Result};
 use cofilter_graph::{Array, Model};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -20,12 +20,12 @@ pub fn low_rank_random(model: &Model, ranks: &BTreeMap<String, usize>) -> Result
     let mut layers = Vec::with_capacity(ranks.len());
     for (name, rank) in ranks {
         let layer = Layer::find(model, "the list of ranks", name)?;
-        check_rank(&layer, *rank)?;
+        let rank = Rank::One(*rank).of_group(&layer, Method::Pca)?;
         layer.check_finite()?;
-        layers.push((layer, rank / layer.groups));
+        layers.push((layer, rank));
     }
     let projected: Vec<Result<Array>> =
-        layers.par_iter().map(|(layer, group_rank)| project(layer, *group_rank)).collect();
+        layers.par_iter().map(|(layer, rank)| project(layer, *rank)).collect();
     let mut params = model.params().clone();
     for ((layer, _), weight) in layers.iter().zip(projected) {
         params.get_mut(layer.id)[0] = weight?;
@@ -33,12 +33,7 @@ pub fn low_rank_random(model: &Model, ranks: &BTreeMap<String, usize>) -> Result
     Ok(model.with_params(params)?)
 }
 
-fn project(layer: &Layer<'_>, group_rank: usize) -> Result<Array> {
-    let rows = layer.group_filters();
-    let mut weight = Vec::with_capacity(layer.filters * layer.len);
-    for g in 0..layer.groups {
-        let factors = Factors::new(layer.name, layer.group(g), rows, layer.len, true)?;
-        weight.extend(factors.pair(group_rank, Method::Pca).product(rows, layer.len));
-    }
-    Ok(Array::new(layer.weight.dims().to_vec(), weight))
+fn project(layer: &Layer<'_>, rank: GroupRank) -> Result<Array> {
+    let product = Ready::new(layer, Method::Pca, true, None)?.take_apart(rank)?.chain.product();
+    Ok(Array::new(layer.weight.dims().to_vec(), product.weight.into_iter().map(single).collect::<Vec<_>>()))
 }

@@ -1,101 +1,106 @@
-use crate::layer::{Layer, LayerOp};
+use crate::chain::{Kernel, join};
+use crate::factor::single;
+use crate::layer::Layer;
 use crate::{Error, Result};
-use cofilter_graph::{Array, Conv2d, Graph, Linear, Model, NodeId, Op};
+use cofilter_graph::{Array, Conv2d, Model, NodeId};
 
-/// Multiplies every pair `<name>_lowrank`, `<name>_linear` out to one dense layer `<name>`, whose weight is the product
-/// (in `f64`, rounded once). Outputs stay the same to rounding; a bias of the basis, which [`crate::decompose`] never
-/// makes, goes through the combination into the layer's.
+/// Multiplies every chain of layers that [`crate::decompose`] makes (`<name>_lowrank`, `<name>_linear`; `<name>_v`,
+/// `<name>_h`; ...) out to one dense layer `<name>`, whose weight is the product (in `f64`, rounded once). Outputs stay the
+/// same to rounding; a bias in the middle, which [`crate::decompose`] never makes, goes through what follows into the layer's.
 ///
-/// Pairs whose middle value is read elsewhere too, or is an output, stay.
+/// Chains whose middle values are read elsewhere too, or are outputs, stay, and so do layers that only have such names.
 ///
 /// # Errors
 /// [`Error::Graph`] where a node is already named `<name>`.
 pub fn recompose(model: &Model) -> Result<Model> {
-    let graph = model.graph();
-    let combinations = combinations(graph);
-    let basis_of: Vec<Option<NodeId>> =
-        graph.iter().map(|(id, _)| combinations.contains(&id).then(|| graph.node(id).inputs()[0])).collect();
+    let chains = chains(model);
     model.rewrite(|b, id, inputs| {
-        if basis_of.contains(&Some(id)) {
-            // The dense layer takes its place at the combination.
+        let Some((name, layers)) =
+            chains.iter().find(|(_, layers)| layers.iter().any(|layer| layer.id == id))
+        else {
+            return Ok::<_, Error>(b.keep(id, inputs)?);
+        };
+        if layers[layers.len() - 1].id != id {
+            // The dense layer takes its place at the last one.
             return Ok(inputs[0]);
         }
-        let pair =
-            basis_of[id.index()].and_then(|basis| Some((Layer::at(model, basis)?, Layer::at(model, id)?)));
-        match pair {
-            Some((basis, combination)) => {
-                let name = base_name(combination.name, "_linear").unwrap_or(combination.name);
-                let (op, tensors) = multiply(&basis, &combination);
-                Ok::<_, Error>(b.add(name, op, inputs, tensors)?)
-            }
-            None => Ok(b.keep(id, inputs)?),
-        }
+        let (kernel, bias) = product(layers);
+        let (op, dims) = kernel.op(&layers[0], bias.is_some());
+        let weight = Array::new(dims, kernel.weight.iter().map(|w| single(*w)).collect::<Vec<_>>());
+        let bias = bias
+            .map(|bias| Array::new(vec![bias.len()], bias.iter().map(|v| single(*v)).collect::<Vec<_>>()));
+        Ok(b.add(name, op, inputs, [Some(weight), bias].into_iter().flatten().collect())?)
     })
 }
 
-/// Bases and combinations of all pairs.
-pub(crate) fn halves(graph: &Graph) -> Vec<NodeId> {
-    combinations(graph).into_iter().flat_map(|c| [graph.node(c).inputs()[0], c]).collect()
+/// Layers of all chains: they are parts of a decomposition.
+pub(crate) fn parts(model: &Model) -> Vec<NodeId> {
+    chains(model).iter().flat_map(|(_, layers)| layers.iter().map(|layer| layer.id)).collect()
 }
 
-/// The second layers of all pairs.
-fn combinations(graph: &Graph) -> Vec<NodeId> {
-    let consumers = graph.consumers();
-    let second = |id: NodeId| {
-        let node = graph.node(id);
-        let first = *node.inputs().first()?;
-        let basis = graph.node(first);
-        let same_name = base_name(node.name(), "_linear")? == base_name(basis.name(), "_lowrank")?;
-        let fits = match (basis.op(), node.op()) {
-            (Op::Conv2d(a), Op::Conv2d(b)) => {
-                let plain = Conv2d { groups: b.groups, bias: b.bias, ..Conv2d::new(b.out_channels, 1) };
-                *b == plain && a.groups == b.groups
-            }
-            (Op::Linear(_), Op::Linear(_)) => true,
-            _ => false,
-        };
-        let alone = consumers[first.index()].len() == 1 && !graph.outputs().contains(&first);
-        (same_name && fits && alone).then_some(id)
-    };
-    graph.iter().filter_map(|(id, _)| second(id)).collect()
-}
-
-fn base_name<'a>(name: &'a str, suffix: &str) -> Option<&'a str> {
-    name.strip_suffix(suffix).filter(|base| !base.is_empty())
-}
-
-/// The dense layer of a pair.
-fn multiply(basis: &Layer<'_>, combination: &Layer<'_>) -> (Op, Vec<Array>) {
-    let (rank, len, filters) = (combination.len, basis.len, combination.filters);
-    let mut weight = Vec::with_capacity(filters * len);
-    let mut bias: Vec<f64> =
-        combination.bias.map_or(vec![0.0; filters], |b| b.data().iter().map(|v| f64::from(*v)).collect());
-    let group_filters = combination.group_filters();
-    for (filter, bias) in bias.iter_mut().enumerate() {
-        let group = filter / group_filters;
-        let row = &combination.weight.data()[filter * rank..(filter + 1) * rank];
-        let mut sum = vec![0.0f64; len];
-        for (factor, vector) in row.iter().zip(basis.group(group).chunks_exact(len)) {
-            sum.iter_mut().zip(vector).for_each(|(s, v)| *s += f64::from(*factor) * f64::from(*v));
-        }
-        if let Some(inner) = basis.bias {
-            let inner = &inner.data()[group * rank..(group + 1) * rank];
-            *bias += row.iter().zip(inner).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        }
-        weight.extend(sum.into_iter().map(single));
+/// Every chain: the name of what it was, and its layers.
+pub(crate) fn chains(model: &Model) -> Vec<(&str, Vec<Layer<'_>>)> {
+    let mut found = Vec::new();
+    for (name, nodes) in model.graph().decomposed() {
+        let layers: Option<Vec<Layer<'_>>> = nodes.into_iter().map(|id| Layer::at(model, id)).collect();
+        found.extend(layers.filter(|layers| is_one(layers)).map(|layers| (name, layers)));
     }
-    let has_bias = basis.bias.is_some() || combination.bias.is_some();
-    let mut dims = basis.weight.dims().to_vec();
-    dims[0] = filters;
-    let op = match basis.op {
-        LayerOp::Conv2d(conv) => Op::Conv2d(Conv2d { out_channels: filters, bias: has_bias, ..conv.clone() }),
-        LayerOp::Linear(_) => Op::Linear(Linear { out_features: filters, bias: has_bias }),
-    };
-    let bias = has_bias.then(|| Array::new(vec![filters], bias.into_iter().map(single).collect::<Vec<_>>()));
-    (op, [Some(Array::new(dims, weight)), bias].into_iter().flatten().collect())
+    found
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "computed in f64, stored in f32")]
-fn single(value: f64) -> f32 {
-    value as f32
+/// Whether they are one layer together.
+fn is_one(layers: &[Layer<'_>]) -> bool {
+    let mut one: Option<Conv2d> = None;
+    let mut biased = false;
+    for layer in layers {
+        let conv = layer.as_conv();
+        // On the border fewer taps see the bias of what comes before.
+        if layer.kind() != layers[0].kind() || (biased && conv.padding != [0, 0]) {
+            return false;
+        }
+        biased |= layer.bias.is_some();
+        one = match one {
+            None => Some(conv),
+            Some(before) => match join(&before, &conv) {
+                None => return false,
+                joined => joined,
+            },
+        };
+    }
+    true
+}
+
+/// Layers that are one, multiplied out.
+fn product(layers: &[Layer<'_>]) -> (Kernel, Option<Vec<f64>>) {
+    let mut kernel = Kernel::of(&layers[0]);
+    let mut bias = layers[0].bias.map(doubles);
+    for layer in &layers[1..] {
+        let next = Kernel::of(layer);
+        let own = layer.bias.map(doubles);
+        bias = match bias {
+            None => own,
+            Some(before) => Some(through(&next, &before, own)),
+        };
+        kernel = kernel.then(&next).expect("the layers were checked to be one");
+    }
+    (kernel, bias)
+}
+
+/// The bias of what comes before, seen behind this convolution, and its own.
+fn through(kernel: &Kernel, before: &[f64], own: Option<Vec<f64>>) -> Vec<f64> {
+    let filters = kernel.conv.out_channels;
+    let middle = before.len() / kernel.conv.groups;
+    let len = kernel.weight.len() / filters;
+    let mut bias = own.unwrap_or_else(|| vec![0.0; filters]);
+    for (n, (bias, row)) in bias.iter_mut().zip(kernel.weight.chunks_exact(len)).enumerate() {
+        let first = n / (filters / kernel.conv.groups) * middle;
+        let inputs = &before[first..first + middle];
+        *bias +=
+            row.chunks_exact(len / middle).zip(inputs).map(|(w, v)| w.iter().sum::<f64>() * v).sum::<f64>();
+    }
+    bias
+}
+
+fn doubles(array: &Array) -> Vec<f64> {
+    array.data().iter().map(|v| f64::from(*v)).collect()
 }

@@ -1,4 +1,4 @@
-use crate::{LayerKind, Settings, Spectrum};
+use crate::{LayerKind, Method, Rank, Settings, Spectrum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -9,6 +9,9 @@ pub struct Report {
     pub settings: Settings,
     /// Every decomposed layer, in graph order.
     pub layers: Vec<LayerReport>,
+    /// Selected layers that stay as they are, since at the rank that the rule chose the new layers would have both more
+    /// multiply-accumulates and more numbers, in graph order, each with what it would have become.
+    pub kept: Vec<LayerReport>,
     /// Learnt numbers of the whole network before.
     pub params_before: usize,
     /// Learnt numbers of the whole network after.
@@ -22,16 +25,22 @@ pub struct Report {
 impl Report {
     /// Ranks by layer name: with [`crate::RankRule::Ranks`] they decompose another network of the same graph alike.
     #[must_use]
-    pub fn ranks(&self) -> BTreeMap<String, usize> {
-        self.layers.iter().map(|l| (l.name.clone(), l.rank)).collect()
+    pub fn ranks(&self) -> BTreeMap<String, Rank> {
+        let rank = |l: &LayerReport| match l.input_rank {
+            Some(input) => Rank::Two([input, l.rank]),
+            None => Rank::One(l.rank),
+        };
+        self.layers.iter().map(|l| (l.name.clone(), rank(l))).collect()
     }
 }
 
 /// One decomposed layer. Ranks are summed over the groups.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
-    /// Name before; the two new layers are `<name>_lowrank` and `<name>_linear`.
+    /// Name before; the names of the new layers begin with it, see [`Method`].
     pub name: String,
+    /// What it was taken apart into.
+    pub method: Method,
     /// What it was.
     pub kind: LayerKind,
     /// Number of filters `N`, over all groups.
@@ -40,19 +49,28 @@ pub struct LayerReport {
     pub filter_len: usize,
     /// Number of groups.
     pub groups: usize,
-    /// Largest rank: `groups * min(N / groups, filter_len)`.
+    /// Largest rank that the method has for it; across filters `groups * min(N / groups, filter_len)`.
     pub full_rank: usize,
     /// The rank asked for by name, where it was; `rank` is this rounded down to a multiple of the groups.
-    pub requested_rank: Option<usize>,
+    pub requested_rank: Option<Rank>,
     /// The rank now.
     pub rank: usize,
-    /// Share of the squared Frobenius norm that the rank keeps, from the spectrum, over all groups.
+    /// Rank of the input side, for [`Method::Tucker`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_rank: Option<usize>,
+    /// Share of the squared Frobenius norm that the rank keeps, over all groups: from the spectrum where the method cuts one
+    /// matrix, else `1 - relative_error^2`.
     pub energy: f64,
     /// `||W - W'||_F / ||W||_F` measured on the new weights as stored; 0 for a layer of zeros. Its square is
-    /// `1 - energy` to rounding.
+    /// `1 - energy` to rounding, unless the decomposition minimises the error of outputs.
     pub relative_error: f64,
-    /// Spectrum of the layer as one linear map (block diagonal where there are groups: all groups' values together).
-    pub spectrum: Spectrum,
+    /// Where the decomposition saw images: the root of the mean squared error of the outputs for them, relative to their
+    /// standard deviation, `sqrt(sum_n E (y_n - y'_n)^2 / sum_n Var y_n)`, from what the layers before it give now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
+    /// Spectrum of the matrix that the method cuts, all groups' values together; of [`Method::Tucker`] that of its output
+    /// side. `None` where the method has none.
+    pub spectrum: Option<Spectrum>,
     /// Learnt numbers before, with the bias.
     pub params_before: usize,
     /// Learnt numbers after, with the bias.
@@ -61,10 +79,15 @@ pub struct LayerReport {
     pub macs_before: usize,
     /// Multiply-accumulates for one image, after.
     pub macs_after: usize,
-    /// [`crate::theoretical_speedup`] at this rank: below 1 the pair costs more than the layer did.
+    /// `macs_before / macs_after`, across filters [`crate::theoretical_speedup`]: below 1 the new layers cost more than the
+    /// layer did.
     pub theoretical_speedup: f64,
-    /// [`crate::break_even_rank`].
-    pub break_even_rank: f64,
+    /// The rank at which the new layers cost as much as the layer, across filters [`crate::break_even_rank`]; none for
+    /// [`Method::Tucker`], which has two.
+    pub break_even_rank: Option<f64>,
+    /// What is to be known of it, for example that a decomposition is unstable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Each group; one for most layers.
     pub group_reports: Vec<GroupReport>,
 }
@@ -78,6 +101,9 @@ pub struct GroupReport {
     pub energy: f64,
     /// `||W_g - W'_g||_F / ||W_g||_F` measured on the new weights; 0 for a group of zeros.
     pub relative_error: f64,
-    /// Spectrum of the group.
-    pub spectrum: Spectrum,
+    /// As `chosen_rank`, of the input side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_input_rank: Option<usize>,
+    /// Spectrum of the group's matrix, if the method cuts one.
+    pub spectrum: Option<Spectrum>,
 }

@@ -1,4 +1,3 @@
-use crate::RankRule;
 use serde::{Deserialize, Serialize};
 
 /// Squared singular values of one weight matrix `W`, falling: `sigma_m^2`, whose sum is `||W||_F^2`.
@@ -83,24 +82,19 @@ impl Spectrum {
         (-shares.map(|p| p * p.ln()).sum::<f64>()).exp()
     }
 
-    /// Rank of a group with this spectrum. Explicit ranks are not a matter of the spectrum and give `None`.
-    pub(crate) fn rank(&self, rule: &RankRule) -> Option<usize> {
-        match rule {
-            RankRule::Energy(ratio) => Some(self.rank_at_energy(*ratio)),
-            RankRule::Norm(ratio) => Some(self.rank_at_norm(*ratio)),
-            RankRule::Ratio(ratio) => Some(share(self.full_rank(), *ratio)),
-            RankRule::Full => Some(self.full_rank()),
-            RankRule::Ranks(_) => None,
-        }
+    /// This many times [`Spectrum::stable_rank`], as a rank.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, and is cut at full rank"
+    )]
+    pub(crate) fn stable(&self, factor: f64) -> usize {
+        ((self.stable_rank() * factor).ceil() as usize).clamp(1, self.full_rank())
     }
-}
 
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rank far below 2^53 times a ratio in (0, 1]"
-)]
-fn share(full: usize, ratio: f64) -> usize {
-    ((full as f64 * ratio).round() as usize).max(1)
+    /// `sigma_m`, falling.
+    #[must_use]
+    pub fn singular_values(&self) -> Vec<f64> {
+        self.normalised.iter().map(|share| (share * self.total).sqrt()).collect()
+    }
 }

@@ -1,12 +1,15 @@
 """One engine as a process: reads commands as JSON lines, answers each with one line.
 
-    python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last
+    python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last | numpy
 
 {"load": ARTIFACT, "images": FILE, "batch": N, "logits": FILE}  compiles the network, runs it once, writes the result
 {"write": ONNX, "from": ARTIFACT}                               the network as ONNX, for one image
 {"time": RUNS, "settle": true}                                  one run to settle, then RUNS timed ones, in milliseconds
 {"train": ARTIFACT, "images": FILE, "labels": FILE, "batch": N, "rate": R, "momentum": M, "decay": D}
                                                                 begins to train (torch only), the batches of the file in turn
+{"decompose": ARTIFACT, "layers": [[NAME, GROUPS], ...], "energy": E, "rank": R}
+                                                                the weights of these layers into two factors each (torch, numpy), at
+                                                                rank R or at this share of the energy: seconds, ranks by group
 {"steps": N}                                                    the next N iterations: milliseconds and loss of each, peak bytes
 """
 import json
@@ -199,6 +202,41 @@ class Training:
         return {"ms": times, "losses": losses, "peak_bytes": peak}
 
 
+def decompose(command):
+    """The fastest exact way of these libraries: eigenvectors of the smaller Gram matrix, in single precision."""
+    tensors = load_file(command["decompose"])
+    weights = [np.split(tensors[f"{name}.weight"].reshape(len(tensors[f"{name}.weight"]), -1), groups)
+               for name, groups in command["layers"]]
+    if ENGINE == "numpy":
+        lib, eigh, flip, place = np, np.linalg.eigh, lambda a: a[..., ::-1], np.ascontiguousarray
+    else:
+        import torch
+        torch.set_num_threads(THREADS)
+        torch.set_grad_enabled(False)
+        lib, eigh, flip, place = torch, torch.linalg.eigh, lambda a: a.flip(-1), torch.from_numpy
+    weights = [[place(np.ascontiguousarray(group)) for group in groups] for groups in weights]
+    ranks = []
+    start = time.perf_counter()
+    for groups in weights:
+        parts = []
+        for w in groups:
+            tall = w.shape[0] > w.shape[1]
+            values, vectors = eigh(w.T @ w if tall else w @ w.T)
+            parts.append((w, tall, flip(values), flip(vectors)))
+        rank = command["rank"]
+        if rank is None:
+            rank = 1
+            for _, _, values, _ in parts:
+                kept = lib.cumsum(values, 0) / values.sum()
+                rank = max(rank, int((kept < command["energy"]).sum()) + 1)
+        for w, tall, _, vectors in parts:
+            v = vectors[:, :rank]
+            basis, combination = (v.T, w @ v) if tall else (v.T @ w, v)
+            factors = basis, combination  # noqa: F841
+        ranks.append(rank)
+    return {"seconds": time.perf_counter() - start, "ranks": ranks}
+
+
 def load(path, images, batch):
     """A function that runs the network once."""
     nodes = network(path)[0]
@@ -248,6 +286,8 @@ for line in sys.stdin:
         elif "train" in command:
             RUN = Training(command)
             answer = {"ready": True}
+        elif "decompose" in command:
+            answer = decompose(command)
         elif "steps" in command:
             answer = RUN.steps(command["steps"])
         elif "write" in command:

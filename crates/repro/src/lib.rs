@@ -3,6 +3,7 @@
 //! `cargo xtask reproduce` builds and starts this program; see `docs/report-schema.md` for what it writes.
 
 pub mod bench;
+pub mod decompose;
 pub mod lenet;
 pub mod machine;
 pub mod options;

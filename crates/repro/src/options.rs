@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Experiment {
     /// Digits: train, force, decompose, fine-tune, prune, measure.
     Lenet,
+    /// CIFAR ResNets taken apart by weights, by outputs and by measured speed; needs CIFAR-10 and trained weights.
+    Decompose,
     /// Theoretical and measured gain of low rank on AlexNet, GoogLeNet and ResNets; no data, no training.
     Speed,
 }
@@ -20,6 +22,7 @@ impl Experiment {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Decompose => "decompose",
             Self::Lenet => "lenet",
             Self::Speed => "speed",
         }
@@ -45,9 +48,16 @@ pub struct Options {
     /// Folder for stages and report [default: target/reproduce/EXPERIMENT]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Folder with MNIST or Fashion-MNIST; lenet then runs the published 10,000 iterations [default: fixtures/digits]
+    /// Folder of the data set. lenet: MNIST or Fashion-MNIST, for the published 10,000 iterations [default: fixtures/digits];
+    /// decompose: CIFAR-10
     #[arg(long)]
     pub data: Option<PathBuf>,
+    /// Folder with trained networks, for decompose [default: ../shared/data/weights]
+    #[arg(long)]
+    pub weights: Option<PathBuf>,
+    /// Times that decompose shows the training images again after a decomposition [default: 5; 0: no training]
+    #[arg(long)]
+    pub epochs: Option<f64>,
     /// First seed
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -81,6 +91,7 @@ impl Options {
         ensure!(self.seeds.is_none_or(|n| n <= 100), "--seeds: at most 100");
         ensure!(self.threads != Some(0), "--threads 0: at least one thread is needed");
         ensure!(self.threads.is_none_or(|n| n <= 1024), "--threads: at most 1024");
+        ensure!(self.epochs.is_none_or(|n| n.is_finite() && n >= 0.0), "--epochs: expected 0 or more");
         if let Some(folder) = &self.data
             && !folder.is_dir()
         {

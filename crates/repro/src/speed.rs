@@ -140,7 +140,7 @@ fn models(subject: &Subject, seed: u64) -> Result<(Model, Model)> {
     let model = cofilter_graph::for_inference(&model)?;
     let dense = lowrank::low_rank_random(&model, &subject.ranks)?;
     let settings = lowrank::Settings {
-        rule: lowrank::RankRule::Ranks(subject.ranks.clone()),
+        rule: lowrank::RankRule::by_name(subject.ranks.clone()),
         ..lowrank::Settings::default()
     };
     let (low, _) = lowrank::decompose(&dense, &settings)?;

@@ -19,6 +19,8 @@ pub(crate) struct Identity {
     masks: String,
     test: String,
     start: String,
+    #[serde(default)]
+    teacher: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,6 +62,11 @@ impl Identity {
             masks: masks.unwrap_or_default(),
             test: fit.test.map(|t| t.sha256().to_owned()).unwrap_or_default(),
             start: Artifact::new(model.clone()).sha256(),
+            teacher: fit
+                .teacher
+                .filter(|_| fit.recipe.distillation.is_some())
+                .map(|teacher| Artifact::new(teacher.clone()).sha256())
+                .unwrap_or_default(),
         }
     }
 
@@ -73,6 +80,7 @@ impl Identity {
             ("other masks", &self.masks, &other.masks),
             ("other test data", &self.test, &other.test),
             ("another starting model", &self.start, &other.start),
+            ("another teacher", &self.teacher, &other.teacher),
         ];
         parts.into_iter().find(|(_, a, b)| a != b).map(|(what, ..)| what)
     }

@@ -77,7 +77,12 @@ fn index(i: usize) -> Result<u32> {
 }
 
 /// Class scores of the main head, row by row, and the number of classes.
-fn scores(net: &Net, sweep: &mut Sweep, images: Vec<f32>, count: usize) -> Result<(Vec<f32>, usize)> {
+pub(crate) fn scores(
+    net: &Net,
+    sweep: &mut Sweep,
+    images: Vec<f32>,
+    count: usize,
+) -> Result<(Vec<f32>, usize)> {
     let head = logits(net, net.graph().outputs()[0]);
     let classes = net.graph().node(head).shape().elements();
     if net.device().is_cpu() {

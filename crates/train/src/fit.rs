@@ -30,6 +30,8 @@ pub struct Fit<'a> {
     pub stop: Option<&'a AtomicBool>,
     /// 0 or 1 for each number: where 0, weight and momentum stay exactly 0.
     pub masks: Option<&'a Params<Array>>,
+    /// Network that the recipe's distillation learns from; not looked at without one.
+    pub teacher: Option<&'a Model>,
     /// What is shown.
     pub progress: Progress,
 }
@@ -85,7 +87,7 @@ enum End {
 
 fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> {
     model.check_finite()?;
-    let mut trainer = Trainer::new(model, fit.recipe, fit.masks, &fit.device)?;
+    let mut trainer = Trainer::new(model, fit.recipe, fit.masks, &fit.device)?.with_teacher(fit.teacher)?;
     check_data(trainer.net(), fit.train)?;
     if let Some(test) = fit.test {
         check_data(trainer.net(), test)?;
@@ -139,7 +141,8 @@ impl Run<'_> {
         let identity = Identity::of(model, self.fit);
         let mut records = 0;
         if let Some(checkpoint) = checkpoint::read(folder, model, &identity)? {
-            trainer = Trainer::new(&checkpoint.model, self.fit.recipe, self.fit.masks, &self.fit.device)?;
+            trainer = Trainer::new(&checkpoint.model, self.fit.recipe, self.fit.masks, &self.fit.device)?
+                .with_teacher(self.fit.teacher)?;
             trainer.resume(checkpoint.iteration, checkpoint.momentum);
             records = checkpoint.records;
             self.saved = Some(checkpoint.iteration);

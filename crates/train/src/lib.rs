@@ -11,6 +11,7 @@
 //! candle's own. Equal arguments give equal bytes, for any number of threads.
 
 mod checkpoint;
+mod distillation;
 mod error;
 mod evaluate;
 mod fit;
@@ -28,6 +29,7 @@ mod trainer;
 
 /// Where to compute.
 pub use candle_core::Device;
+pub use distillation::Distillation;
 pub use error::{Error, Result};
 pub use evaluate::{Score, evaluate};
 pub use fit::{Fit, Outcome, Trained, fit};

@@ -1,4 +1,4 @@
-use crate::{Error, Multipliers, Result, Schedule};
+use crate::{Distillation, Error, Multipliers, Result, Schedule};
 use cofilter_data::Augment;
 use cofilter_force::{Direction, Force, Rule, Scaling};
 use cofilter_graph::{Graph, Op};
@@ -36,6 +36,9 @@ pub struct Recipe {
     pub clip_gradients: Option<f64>,
     /// Weight of each output's loss, main first; empty: 1 for the main one, 0.3 for the auxiliary ones.
     pub output_weights: Vec<f64>,
+    /// Learning from a teacher, [`crate::Fit::teacher`], as well as from labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<Distillation>,
     /// Random crops and mirroring.
     pub augment: Augment,
     /// Iterations between two evaluations on the test set, which also happens at the end; 0: never.
@@ -68,6 +71,7 @@ impl Default for Recipe {
             multipliers: Multipliers::default(),
             clip_gradients: None,
             output_weights: Vec::new(),
+            distillation: None,
             augment: Augment::default(),
             evaluate_every: 0,
             checkpoint_every: 0,
@@ -176,6 +180,9 @@ impl Recipe {
             return bad(format!("clip_gradients: expected a number above 0, found {clip}"));
         }
         if let Some(problem) = self.schedule.problem() {
+            return bad(problem);
+        }
+        if let Some(problem) = self.distillation.and_then(|of| of.problem()) {
             return bad(problem);
         }
         let heads = graph.outputs().len();

@@ -1,3 +1,4 @@
+use crate::distillation::Teacher;
 use crate::net::{Mode, Net, read};
 use crate::sgd::{NotFinite, Sgd};
 use crate::sweep::{Sweep, Trace, logits, loss_on_tape};
@@ -15,6 +16,7 @@ pub struct Trainer {
     heads: Vec<NodeId>,
     head_weights: Vec<f64>,
     iteration: u64,
+    teacher: Option<Teacher>,
 }
 
 /// What one iteration did.
@@ -24,7 +26,7 @@ pub struct Step {
     pub iteration: u64,
     /// Weighted sum of the heads' losses, before the update.
     pub loss: f64,
-    /// Mean cross entropy of each head.
+    /// Mean cross entropy of each head; of the main one with that of the teacher, if there is one.
     pub losses: Vec<f64>,
     /// Images of the batch whose label the main head ranked first, before the update.
     pub correct: usize,
@@ -67,7 +69,23 @@ impl Trainer {
         let heads: Vec<NodeId> = net.graph().outputs().iter().map(|o| logits(&net, *o)).collect();
         let head_weights = recipe.head_weights(heads.len());
         let (recipe, sweep) = (recipe.clone(), Sweep::new(recipe.tolerance));
-        Ok(Self { net, sgd, sweep, recipe, heads, head_weights, iteration: 0 })
+        Ok(Self { net, sgd, sweep, recipe, heads, head_weights, iteration: 0, teacher: None })
+    }
+
+    /// With the network that the recipe's distillation learns from; without distillation it is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if the recipe has a distillation and there is no teacher, or the device is another one than the CPU,
+    /// [`Error::Input`] for a teacher with other inputs or classes.
+    pub fn with_teacher(mut self, teacher: Option<&Model>) -> Result<Self> {
+        self.teacher = match (self.recipe.distillation, teacher) {
+            (None, _) => None,
+            (Some(_), None) => return Err(Error::Recipe("distillation: there is no teacher".into())),
+            (Some(_), Some(model)) => {
+                Some(Teacher::new(model, &self.net, self.net.device(), self.recipe.tolerance)?)
+            }
+        };
+        Ok(self)
     }
 
     /// The network as it is now.
@@ -162,17 +180,25 @@ impl Trainer {
 
     fn sweep(&mut self, images: Vec<f32>, labels: &[u32]) -> Result<Pass> {
         let start = Instant::now();
+        let wanted = match (self.recipe.distillation, &mut self.teacher) {
+            (None, _) => None,
+            (Some(of), Some(teacher)) => Some((of, teacher.scores(images.clone(), labels.len())?)),
+            (Some(_), None) => return Err(Error::Recipe("distillation: there is no teacher".into())),
+        };
         let trace = self.sweep.forward(&self.net, images, self.mode(), &self.heads, true)?;
         let mut losses = Vec::with_capacity(self.heads.len());
         let mut seeds = Vec::with_capacity(self.heads.len());
         let mut correct = 0;
         for (head, weight) in self.heads.iter().zip(&self.head_weights) {
             let Some(value) = trace.value(*head) else { continue };
+            let (mut loss, mut grad) = self.sweep.loss(value, labels, *weight);
             if losses.is_empty() {
                 let classes = value.dims[1];
                 correct = count_correct(value.data(), classes, labels);
+                if let Some((of, wanted)) = &wanted {
+                    of.mix(classes, [value.data(), wanted], *weight, (&mut loss, &mut grad));
+                }
             }
-            let (loss, grad) = self.sweep.loss(value, labels, *weight);
             losses.push(loss);
             seeds.push((*head, grad));
         }

@@ -35,6 +35,7 @@ fn lenet_learns_digits() {
             folder: None,
             stop: None,
             masks: None,
+            teacher: None,
             progress: Progress::Silent,
         },
     );

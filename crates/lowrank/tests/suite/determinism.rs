@@ -19,7 +19,7 @@ fn model() -> Model {
 #[test]
 fn threads_do_not_change_a_bit() {
     let model = model();
-    for method in [Method::Pca, Method::Svd] {
+    for method in [Method::Pca, Method::Svd, Method::Spatial, Method::Channel, Method::Tucker] {
         let settings = Settings { method, linear: true, ..Settings::default() };
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -18,7 +18,7 @@ fn model() -> Model {
 }
 
 fn ranks(entries: &[(&str, usize)]) -> RankRule {
-    RankRule::Ranks(entries.iter().map(|(n, r)| ((*n).to_owned(), *r)).collect())
+    RankRule::by_name(entries.iter().copied())
 }
 
 fn refusal(settings: &Settings) -> Error {
@@ -125,7 +125,7 @@ fn a_name_that_is_taken() {
     let x = b.relu("conv_lowrank", x).unwrap();
     let x = b.conv2d("conv", x, Conv2d::new(4, 3)).unwrap();
     let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 1).unwrap();
-    let error = decompose(&model, &Settings::default()).unwrap_err();
+    let error = decompose(&model, &with(RankRule::Full)).unwrap_err();
     assert!(matches!(&error, Error::Graph(GraphError::Name(name)) if name == "conv_lowrank"), "{error}");
 }
 

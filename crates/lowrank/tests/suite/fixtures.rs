@@ -98,7 +98,7 @@ fn both_rules_choose_the_largest_group_rank() {
         for (rule, ranks) in
             [(RankRule::Energy(0.95), &case.energy_ranks), (RankRule::Norm(0.95), &case.norm_ranks)]
         {
-            let settings = Settings { rule, linear: true, ..Settings::default() };
+            let settings = Settings { rule, linear: true, grow: true, ..Settings::default() };
             let (_, report) = decompose(&case.model, &settings).unwrap();
             assert_eq!(report.layers[0].rank, case.groups * ranks.iter().max().unwrap(), "{}", case.name);
         }
@@ -109,7 +109,7 @@ fn both_rules_choose_the_largest_group_rank() {
 fn reconstructions() {
     for case in cases() {
         for method in [Method::Pca, Method::Svd] {
-            let rule = RankRule::Ranks([(case.layer.to_owned(), case.groups * case.group_rank)].into());
+            let rule = RankRule::by_name([(case.layer, case.groups * case.group_rank)]);
             let (pair, _) =
                 decompose(&case.model, &Settings { method, rule, linear: true, ..Settings::default() })
                     .unwrap();

@@ -1,7 +1,7 @@
 //! The ranks of the paper on its networks (`fixtures/paper`).
 
 use cofilter_graph::Model;
-use cofilter_lowrank::{RankRule, Report, Settings, decompose, theoretical_speedup};
+use cofilter_lowrank::{Rank, RankRule, Report, Settings, decompose, theoretical_speedup};
 use cofilter_zoo::{Config, Network};
 use serde_json::Value;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 fn at_ranks(model: &Model, layers: &[Value], ranks: &[Value]) -> Report {
     assert_eq!(layers.len(), ranks.len());
     let entry = |(l, r): (&Value, &Value)| (l.as_str().unwrap().to_owned(), r.as_u64().unwrap() as usize);
-    let rule = RankRule::Ranks(layers.iter().zip(ranks).map(entry).collect());
+    let rule = RankRule::by_name(layers.iter().zip(ranks).map(entry));
     decompose(model, &Settings { rule, ..Settings::default() }).unwrap().1
 }
 
@@ -30,7 +30,7 @@ fn table_4_theoretical_speedups_of_alexnet() {
         let report = at_ranks(&model, list(&table, "layers"), list(row, "ranks"));
         assert_eq!(report.layers.len(), 3);
         for (layer, paper) in report.layers.iter().zip(list(row, "theoretical_speedup")) {
-            let rank = layer.requested_rank.unwrap();
+            let Some(Rank::One(rank)) = layer.requested_rank else { panic!("a rank was asked for") };
             let speedup = theoretical_speedup(layer.filters, layer.filter_len, layer.groups, rank);
             assert_eq!(format!("{speedup:.2}"), format!("{:.2}", paper.as_f64().unwrap()), "{}", layer.name);
             // An odd total of two groups becomes even, as in the authors' program.

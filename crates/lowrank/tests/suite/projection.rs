@@ -30,7 +30,7 @@ fn leaves_exactly_that_rank() {
             assert!(tail < 1e-12, "{}: {tail}", analysis.name);
         }
     }
-    let settings = Settings { rule: RankRule::Ranks(ranks), linear: true, ..Settings::default() };
+    let settings = Settings { rule: RankRule::by_name(ranks), linear: true, ..Settings::default() };
     let (_, report) = decompose(&low, &settings).unwrap();
     assert!(report.layers.iter().all(|l| l.relative_error < 1e-6));
     // It is the nearest matrix of that rank: what decomposing the dense network gives.

@@ -34,20 +34,25 @@ fn each_rule_on_a_known_spectrum() {
         (RankRule::Ratio(0.6), 2),
         (RankRule::Ratio(0.7), 3),
         (RankRule::Ratio(1.0), 4),
-        (RankRule::Ranks([("fc".to_owned(), 2)].into()), 2),
+        (RankRule::by_name([("fc", 2)]), 2),
         (RankRule::Full, 4),
+        // 30 / 16 = 1.875.
+        (RankRule::StableRank(0.5), 1),
+        (RankRule::StableRank(1.0), 2),
+        (RankRule::StableRank(2.0), 4),
+        (RankRule::StableRank(100.0), 4),
     ] {
-        let settings = Settings { rule: rule.clone(), linear: true, ..Settings::default() };
+        let settings = Settings { rule: rule.clone(), linear: true, grow: true, ..Settings::default() };
         let (_, report) = decompose(&model, &settings).unwrap();
         assert_eq!(report.layers[0].rank, rank, "{rule:?}");
-        assert_eq!(report.ranks()["fc"], rank);
+        assert_eq!(report.ranks()["fc"], rank.into());
     }
 }
 
 #[test]
 fn an_energy_of_one_stops_at_the_true_rank() {
     let model = one_linear(diagonal(&[3.0, 0.0, 2.0, 0.0]), None);
-    let settings = Settings { rule: RankRule::Energy(1.0), linear: true, ..Settings::default() };
+    let settings = Settings { rule: RankRule::Energy(1.0), linear: true, grow: true, ..Settings::default() };
     assert_eq!(decompose(&model, &settings).unwrap().1.layers[0].rank, 2);
 }
 
@@ -88,7 +93,7 @@ fn what_the_switches_select() {
         cofilter_graph::Model::init(b.finish(&[x]).unwrap(), &cofilter_graph::Init::default(), 3).unwrap();
     let layers = |linear, pointwise, exclude: &[&str]| -> Vec<String> {
         let exclude = exclude.iter().map(|s| (*s).to_owned()).collect();
-        let settings = Settings { linear, pointwise, exclude, ..Settings::default() };
+        let settings = Settings { linear, pointwise, exclude, grow: true, ..Settings::default() };
         decompose(&model, &settings).unwrap().1.layers.into_iter().map(|l| l.name).collect()
     };
     assert_eq!(layers(false, false, &[]), ["conv"]);
@@ -104,11 +109,11 @@ fn halves_of_a_pair_are_decomposed_only_by_name() {
     let mut numbers = Numbers::new(21);
     let conv = Conv2d::new(8, 3);
     let dense = one_conv(Shape::map(3, 6, 6), &conv, numbers.array(&[8, 3, 3, 3]), None);
-    let all = Settings { pointwise: true, rule: RankRule::Ratio(0.5), ..Settings::default() };
+    let all = Settings { pointwise: true, rule: RankRule::Ratio(0.5), grow: true, ..Settings::default() };
     let (pair, _) = decompose(&dense, &all).unwrap();
     let (same, report) = decompose(&pair, &all).unwrap();
     assert!(report.layers.is_empty() && same == pair);
-    let named = Settings { rule: RankRule::Ranks([("conv_lowrank".to_owned(), 2)].into()), ..all };
+    let named = Settings { rule: RankRule::by_name([("conv_lowrank", 2)]), ..all };
     let (again, _) = decompose(&pair, &named).unwrap();
     assert_eq!(tensor(&again, "conv_lowrank_lowrank", 0).dims(), [2, 3, 3, 3]);
 }

@@ -5,7 +5,7 @@ use cofilter_graph::{Array, Conv2d, Model, Shape};
 use cofilter_lowrank::{Method, RankRule, Settings, analyse, decompose, recompose};
 
 fn at(rank: usize, method: Method) -> Settings {
-    let rule = RankRule::Ranks([("conv".to_owned(), rank)].into());
+    let rule = RankRule::by_name([("conv", rank)]);
     Settings { method, rule, pointwise: true, ..Settings::default() }
 }
 

@@ -2,6 +2,7 @@
 //! checked.
 
 mod cell;
+mod decompose;
 mod embed;
 mod gain;
 mod layers;
@@ -20,6 +21,9 @@ use std::path::{Path, PathBuf};
 pub enum Bench {
     /// Every distinct convolution and fully connected layer of the networks: GFLOP/s and share of the measured peak
     Layers(Options),
+    /// All convolutions of AlexNet, GoogLeNet and ResNet-50, and fc6 of AlexNet, into two factors, beside PyTorch's and NumPy's
+    /// fastest exact way
+    Decompose(Options),
     /// A stripped binary with the runtime alone, beside ONNX Runtime: size, start-up, first and second run, memory
     Embed(Options),
     /// Layers in low-rank form over the same layers dense: what is gained of what the arithmetic promises
@@ -120,6 +124,7 @@ impl Options {
             ("--json", self.json.is_some()),
             ("--model", self.model.is_some()),
             ("--quick", self.quick),
+            ("--threads", !self.threads.is_empty()),
             ("--venv", self.venv.is_some()),
             ("--write", self.write),
         ];
@@ -173,6 +178,9 @@ fn folder() -> Result<PathBuf> {
 pub fn run(bench: &Bench) -> Result<()> {
     let (options, vain): (&Options, &[&str]) = match bench {
         Bench::Layers(options) => (options, &["--fresh", "--json", "--venv", "--write"]),
+        Bench::Decompose(options) => {
+            (options, &["--batch", "--budget", "--form", "--fresh", "--model", "--threads"])
+        }
         Bench::Embed(options) => (options, &["--batch", "--budget", "--fresh", "--json", "--quick"]),
         Bench::Gain(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
         Bench::Nets(options) => (options, &["--venv", "--write"]),
@@ -184,6 +192,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     options.refuse(vain)?;
     match bench {
         Bench::Layers(options) => layers::run(options),
+        Bench::Decompose(options) => decompose::run(options),
         Bench::Embed(options) => embed::run(options),
         Bench::Gain(options) => gain::run(options),
         Bench::Nets(options) => cell::run(options, false),

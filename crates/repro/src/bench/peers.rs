@@ -148,6 +148,21 @@ impl Worker {
         ))
     }
 
+    /// Seconds for two factors of each layer, and the rank of each group, at a rank or at a share of the energy.
+    pub(super) fn decompose(
+        &mut self,
+        model: &Path,
+        layers: &[(String, usize)],
+        rule: Result<usize, f64>,
+    ) -> Result<(f64, Vec<usize>)> {
+        let (rank, energy) = (rule.ok(), rule.err());
+        let answer =
+            self.ask(&json!({"decompose": model, "layers": layers, "rank": rank, "energy": energy}))?;
+        let seconds = answer["seconds"].as_f64();
+        let ranks: Option<Vec<usize>> = serde_json::from_value(answer["ranks"].clone()).ok();
+        seconds.zip(ranks).with_context(|| format!("{}: no seconds and ranks in {answer}", self.name))
+    }
+
     fn ask(&mut self, command: &Value) -> Result<Value> {
         self.signal("CONT")?;
         writeln!(self.commands, "{command}").with_context(|| format!("{} has ended", self.name))?;

@@ -59,7 +59,7 @@ fn model(network: &str, form: &str) -> Result<Model> {
         // Wen et al. 2017, Table 4, AlexNet_ssl of the force-regularised network.
         ranks.extend([("conv3", 124), ("conv4", 106), ("conv5", 128)].map(|(l, r)| (l.to_owned(), r)));
     }
-    let settings = Settings { rule: RankRule::Ranks(ranks), ..Settings::default() };
+    let settings = Settings { rule: RankRule::by_name(ranks), ..Settings::default() };
     Ok(decompose(&model, &settings)?.0)
 }
 

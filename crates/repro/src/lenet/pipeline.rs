@@ -95,6 +95,7 @@ impl Pipeline<'_> {
             folder: Some(work),
             stop: Some(&self.options.stop),
             masks,
+            teacher: None,
             progress: Progress::Bar(format!("{name} seed {}", recipe.seed)),
         };
         match fit(parent, &job)? {
@@ -118,7 +119,7 @@ impl Pipeline<'_> {
         ranks: &BTreeMap<String, usize>,
     ) -> Result<(Trained, lowrank::Report)> {
         let settings =
-            lowrank::Settings { rule: lowrank::RankRule::Ranks(ranks.clone()), ..Default::default() };
+            lowrank::Settings { rule: lowrank::RankRule::by_name(ranks.clone()), ..Default::default() };
         let key = Key::new(&format!("{name}-seed{seed}"), &[&parent.hash], &settings);
         let (artifact, report) = self.store.artifact(&key, |_| {
             let (model, report) = lowrank::decompose(&parent.model, &settings)?;

@@ -92,6 +92,7 @@ impl Setting {
             folder,
             stop: None,
             masks: None,
+            teacher: None,
             progress: Progress::Silent,
         }
     }

@@ -1,0 +1,244 @@
+use super::Calibration;
+use crate::layer::Layer;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use rayon::prelude::*;
+
+/// Windows of a product.
+const ROWS: usize = 512;
+/// Columns of a task.
+const COLUMNS: usize = 48;
+
+/// First and second moments of the windows that the filters of one group see: `x` in the original network, `x'` now.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    /// Mean of `x`, `[L]`.
+    pub(crate) mean: Vec<f64>,
+    /// Mean of `x'`.
+    pub(crate) mean_now: Vec<f64>,
+    /// Covariance of `x'`, `[L, L]`.
+    pub(crate) own: Mat<f64>,
+    /// Covariance of `x` and `x'`; `None` where both are the same.
+    pub(crate) cross: Option<Mat<f64>>,
+    /// Sum over the filters of the variance of their outputs in the original network.
+    pub(crate) variance: f64,
+}
+
+impl Moments {
+    /// Of each group, for the values that the layer reads in the original network and now, `[n, C, H, W]`.
+    pub(crate) fn of(
+        layer: &Layer<'_>,
+        count: usize,
+        original: &[f32],
+        now: Option<&[f32]>,
+        calibration: &Calibration<'_>,
+    ) -> Vec<Self> {
+        (0..layer.groups).map(|g| Self::of_group(layer, g, count, original, now, calibration)).collect()
+    }
+
+    fn of_group(
+        layer: &Layer<'_>,
+        group: usize,
+        count: usize,
+        original: &[f32],
+        now: Option<&[f32]>,
+        calibration: &Calibration<'_>,
+    ) -> Self {
+        let len = layer.len;
+        let windows = Windows::of(layer, group, calibration.windows);
+        let weight = layer.group(group);
+        let weight = Mat::from_fn(len, layer.group_filters(), |i, n| f64::from(weight[n * len + i]));
+        let mut sums = Sums {
+            mean: vec![0.0; len],
+            mean_now: vec![0.0; len],
+            own: Mat::zeros(len, len),
+            cross: now.map(|_| Mat::zeros(len, len)),
+            outputs: vec![[0.0, 0.0]; layer.group_filters()],
+            samples: 0.0,
+        };
+        let image = original.len() / count;
+        let per_image = windows.chosen(0).len();
+        let images = ROWS.div_ceil(per_image);
+        for first in (0..count).step_by(images) {
+            let batch = first..(first + images).min(count);
+            let gather = |from: &[f32]| {
+                let rows = batch.len() * per_image;
+                let mut x = Mat::zeros(rows, len);
+                for (i, image_index) in batch.clone().enumerate() {
+                    let map = &from[image_index * image..(image_index + 1) * image];
+                    windows.copy(map, image_index, &mut x, i * per_image);
+                }
+                x
+            };
+            let x = gather(original);
+            sums.add(x.as_ref(), now.map(gather).as_ref().map(Mat::as_ref), weight.as_ref());
+        }
+        sums.finish()
+    }
+
+    /// Covariance of `x` and `x'`.
+    pub(crate) fn cross(&self) -> MatRef<'_, f64> {
+        self.cross.as_ref().unwrap_or(&self.own).as_ref()
+    }
+
+    /// What is added to the variance of each input.
+    #[expect(clippy::cast_precision_loss, reason = "weights of a filter")]
+    pub(crate) fn ridge(&self, share: f64) -> f64 {
+        let len = self.own.nrows();
+        let trace: f64 = (0..len).map(|i| self.own[(i, i)]).sum();
+        // An input that is always the same leaves the weights as they are.
+        (share * trace / len as f64).max(f64::MIN_POSITIVE.sqrt())
+    }
+}
+
+/// Moments under way.
+struct Sums {
+    mean: Vec<f64>,
+    mean_now: Vec<f64>,
+    /// `sum x' x'^T`, on and below the diagonal.
+    own: Mat<f64>,
+    /// `sum x x'^T`.
+    cross: Option<Mat<f64>>,
+    /// Sum and sum of squares of each filter's output.
+    outputs: Vec<[f64; 2]>,
+    samples: f64,
+}
+
+impl Sums {
+    fn add(&mut self, x: MatRef<'_, f64>, now: Option<MatRef<'_, f64>>, weight: MatRef<'_, f64>) {
+        let x_now = now.unwrap_or(x);
+        let add_sums = |to: &mut [f64], x: MatRef<'_, f64>| {
+            to.iter_mut().enumerate().for_each(|(i, sum)| *sum += x.col(i).iter().sum::<f64>());
+        };
+        add_sums(&mut self.mean, x);
+        add_sums(&mut self.mean_now, x_now);
+        // Blocks of columns side by side, each in one thread: the same sums for any number of them.
+        let len = x.ncols();
+        let of_columns = |to: &mut Mat<f64>, left: MatRef<'_, f64>, lower: bool| {
+            to.par_col_chunks_mut(COLUMNS).enumerate().for_each(|(block, to)| {
+                let first = block * COLUMNS;
+                let columns = x_now.subcols(first, to.ncols());
+                let from = if lower { first } else { 0 };
+                let rows = left.subcols(from, len - from);
+                let to = to.subrows_mut(from, len - from);
+                matmul(to, Accum::Add, rows.transpose(), columns, 1.0, Par::Seq);
+            });
+        };
+        of_columns(&mut self.own, x_now, true);
+        if let Some(cross) = &mut self.cross {
+            of_columns(cross, x, false);
+        }
+        let mut y = Mat::zeros(x.nrows(), weight.ncols());
+        matmul(y.as_mut(), Accum::Replace, x, weight, 1.0, Par::Seq);
+        for (n, [sum, squares]) in self.outputs.iter_mut().enumerate() {
+            for value in y.col(n).iter() {
+                *sum += value;
+                *squares += value * value;
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count of windows")]
+        {
+            self.samples += x.nrows() as f64;
+        }
+    }
+
+    fn finish(mut self) -> Moments {
+        let n = self.samples;
+        self.mean.iter_mut().chain(&mut self.mean_now).for_each(|sum| *sum /= n);
+        let len = self.mean.len();
+        for j in 0..len {
+            for i in j..len {
+                let value = self.own[(i, j)] / n - self.mean_now[i] * self.mean_now[j];
+                self.own[(i, j)] = value;
+                self.own[(j, i)] = value;
+            }
+            if let Some(cross) = &mut self.cross {
+                for i in 0..len {
+                    cross[(i, j)] = cross[(i, j)] / n - self.mean[i] * self.mean_now[j];
+                }
+            }
+        }
+        let variance =
+            self.outputs.iter().map(|[sum, squares]| (squares / n - (sum / n).powi(2)).max(0.0)).sum();
+        Moments { mean: self.mean, mean_now: self.mean_now, own: self.own, cross: self.cross, variance }
+    }
+}
+
+/// Places where the filters of a group are applied.
+struct Windows {
+    channels: [usize; 2],
+    extents: [usize; 2],
+    result: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+    most: usize,
+}
+
+impl Windows {
+    fn of(layer: &Layer<'_>, group: usize, most: usize) -> Self {
+        let conv = layer.as_conv();
+        let size = layer.group_channels();
+        Self {
+            channels: [group * size, size],
+            extents: layer.extents,
+            result: crate::chain::extents_after(&conv, layer.extents),
+            kernel: conv.kernel,
+            stride: conv.stride,
+            padding: conv.padding,
+            dilation: conv.dilation,
+            most,
+        }
+    }
+
+    /// Windows of one image: all, or as many as are asked for, spread over the map, others for each image.
+    fn chosen(&self, image: usize) -> Vec<usize> {
+        let all = self.result[0] * self.result[1];
+        if all <= self.most {
+            return (0..all).collect();
+        }
+        // One in each of equal stretches.
+        let mut state = (image as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+        (0..self.most)
+            .map(|i| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let (from, to) = (i * all / self.most, (i + 1) * all / self.most);
+                let place = ((state >> 11) % (to - from) as u64) as usize;
+                from + place
+            })
+            .collect()
+    }
+
+    /// Copies the windows of an image into rows of `to`.
+    fn copy(&self, map: &[f32], image: usize, to: &mut Mat<f64>, first_row: usize) {
+        let [height, width] = self.extents;
+        let [rows, columns] = self.kernel;
+        let [first_channel, channels] = self.channels;
+        for (row, window) in self.chosen(image).into_iter().enumerate() {
+            let [y, x] = [window / self.result[1], window % self.result[1]];
+            for i in 0..rows {
+                let Some(from_row) = (y * self.stride[0] + i * self.dilation[0])
+                    .checked_sub(self.padding[0])
+                    .filter(|r| *r < height)
+                else {
+                    continue;
+                };
+                for j in 0..columns {
+                    let Some(from_column) = (x * self.stride[1] + j * self.dilation[1])
+                        .checked_sub(self.padding[1])
+                        .filter(|c| *c < width)
+                    else {
+                        continue;
+                    };
+                    for c in 0..channels {
+                        let value = map[((first_channel + c) * height + from_row) * width + from_column];
+                        to[(first_row + row, (c * rows + i) * columns + j)] = f64::from(value);
+                    }
+                }
+            }
+        }
+    }
+}

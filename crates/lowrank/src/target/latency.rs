@@ -1,0 +1,126 @@
+use super::{LayerSurvey, SurveySettings};
+use crate::{RankRule, Result, decompose};
+use cofilter_graph::{Model, decomposed_names};
+use cofilter_runtime::latency::{Budget, measure as in_turns};
+use cofilter_runtime::{Options, Plan, Session, Team};
+use std::sync::Arc;
+
+/// Measurements of which the middle one is taken.
+const REPEATS: usize = 5;
+
+/// Times every way, inside networks in which each layer is had in one of its ways, and returns the time of a run of the network
+/// as it is.
+///
+/// Network `i` has way `i` of each layer, and layers with fewer ways as they are, so there are as many networks as the
+/// layer with the most ways has, and one more.
+pub(super) fn measure(model: &Model, layers: &mut [LayerSurvey], settings: &SurveySettings) -> Result<f64> {
+    let team = team(settings.threads)?;
+    let networks = 1 + layers.iter().map(|layer| layer.ways.len()).max().unwrap_or(0);
+    let mut sessions = Vec::with_capacity(networks);
+    for network in 0..networks {
+        let mut of = settings.selection();
+        let mut ranks = Vec::new();
+        for layer in layers.iter() {
+            if let Some(way) = network.checked_sub(1).and_then(|way| layer.ways.get(way)) {
+                of.methods.insert(layer.name.clone(), way.method);
+                ranks.push((layer.name.clone(), way.rank));
+            }
+        }
+        of.rule = RankRule::by_name(ranks);
+        sessions.push(session(&decompose(model, &of)?.0, settings.batch, &team)?);
+    }
+    let owners: Vec<Vec<Option<usize>>> = sessions.iter().map(|session| owners(session, layers)).collect();
+    let images = ramp(settings.batch * sessions[0].plan().input_len());
+    let mut times: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); layers.len()]; networks];
+    let mut whole = Vec::new();
+    for round in 0..=settings.rounds {
+        for ((network, session), owners) in sessions.iter_mut().enumerate().zip(&owners) {
+            let profile = session.profile(&images)?;
+            // The first round warms up.
+            if round == 0 {
+                continue;
+            }
+            let mut us = vec![0.0; layers.len()];
+            for (step, owner) in profile.steps.iter().zip(owners) {
+                if let Some(layer) = owner {
+                    us[*layer] += step.time_us;
+                }
+            }
+            times[network].iter_mut().zip(us).for_each(|(all, us)| all.push(us));
+            if network == 0 {
+                whole.push(profile.total_us);
+            }
+        }
+    }
+    for (at, layer) in layers.iter_mut().enumerate() {
+        layer.dense_us = median(&mut times[0][at]);
+        for (way, of) in layer.ways.iter_mut().zip(&mut times[1..]) {
+            way.us = median(&mut of[at]);
+        }
+    }
+    Ok(median(&mut whole))
+}
+
+/// For each step of a plan the layer that it computes, or a part of it.
+fn owners(session: &Session, layers: &[LayerSurvey]) -> Vec<Option<usize>> {
+    let of_node = |node: &str| {
+        layers
+            .iter()
+            .position(|layer| node == layer.name || decomposed_names(node).contains(&layer.name.as_str()))
+    };
+    let of_step = |nodes: &str| nodes.split('+').find_map(of_node);
+    session.plan().steps().iter().map(|step| of_step(&step.nodes)).collect()
+}
+
+/// How many times as fast `small` runs as `dense`, and the times of a run of both in microseconds: each the ratio, or the median,
+/// of one of five measurements in turns with fresh plans, sessions and threads (where those lie matters too), the middle one
+/// by the ratio.
+///
+/// # Errors
+/// [`crate::Error::Runtime`] where a network cannot be compiled.
+pub fn measured_speedup(
+    dense: &Model,
+    small: &Model,
+    batch: usize,
+    threads: usize,
+    seconds: f64,
+) -> Result<(f64, [f64; 2])> {
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let budget = Budget { warm_up: 2, settle: 1, rounds: 20_000, seconds: seconds / REPEATS as f64 };
+    let mut all = (0..REPEATS)
+        .map(|_| {
+            let team = team(threads)?;
+            let mut sessions = [session(dense, batch, &team)?, session(small, batch, &team)?];
+            let images = ramp(batch * sessions[0].plan().input_len());
+            let [a, b] = &mut sessions;
+            let mut subjects = [("dense", a, images.as_slice()), ("small", b, images.as_slice())];
+            let times = in_turns(&mut subjects, &budget)?;
+            let us = [times[0].p50_us, times[1].p50_us];
+            Ok((us[0] / us[1], us))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(all[REPEATS / 2])
+}
+
+fn team(threads: usize) -> Result<Arc<Team>> {
+    let team = Team::new(threads).map_err(|source| cofilter_runtime::Error::Threads { threads, source })?;
+    Ok(Arc::new(team))
+}
+
+fn session(model: &Model, batch: usize, team: &Arc<Team>) -> Result<Session> {
+    let options =
+        Options { batch, threads: team.threads(), team: Some(Arc::clone(team)), ..Options::default() };
+    Ok(Plan::compile(model, &options)?.session())
+}
+
+/// Inputs without meaning in `[-1, 1)`, the same each time.
+fn ramp(len: usize) -> Vec<f32> {
+    #[expect(clippy::cast_precision_loss, reason = "small integers")]
+    (0..len).map(|i| ((i * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(0.0)
+}
