@@ -183,7 +183,9 @@ impl Args {
         for (at, stage) in recipe.stages.iter().enumerate() {
             let number = at + 1;
             let data = split.filter(|_| stage.needs_data()).map(|split| split.train.sha256());
-            let key = key(&now, stage, data)?;
+            // What is learnt from is part of what is learnt.
+            let teacher = stage.learns_from_teacher().then(|| source.sha256());
+            let key = key(&now, stage, data, teacher.as_deref())?;
             let kept = work.join(format!("{number}-{key}.safetensors"));
             let name = stage.name();
             let fail = || format!("stage {number}, {name}");
@@ -240,8 +242,8 @@ impl Args {
 }
 
 /// Names a stage by all that its result depends on.
-fn key(parent: &Artifact, stage: &Stage, data: Option<&str>) -> Result<String> {
-    let text = serde_json::to_string(&(env!("CARGO_PKG_VERSION"), parent.sha256(), stage, data))?;
+fn key(parent: &Artifact, stage: &Stage, data: Option<&str>, teacher: Option<&str>) -> Result<String> {
+    let text = serde_json::to_string(&(env!("CARGO_PKG_VERSION"), parent.sha256(), stage, data, teacher))?;
     Ok(Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 

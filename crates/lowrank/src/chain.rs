@@ -1,3 +1,4 @@
+use crate::algebra::TASKS;
 use crate::factor::single;
 use crate::layer::{Layer, LayerOp};
 use cofilter_graph::{Array, Conv2d, Linear, NodeId, Op, Rewriter};
@@ -126,6 +127,32 @@ pub(crate) fn join(a: &Conv2d, b: &Conv2d) -> Option<Conv2d> {
     Some(conv)
 }
 
+/// A basis and a combination of it as one weight, in single precision: for a measurement of an error that is much larger than
+/// its rounding, or of that size.
+fn single_product(basis: &Kernel, combination: &Kernel) -> Vec<f32> {
+    let groups = basis.conv.groups;
+    let (rows, middle) = (combination.conv.out_channels / groups, basis.conv.out_channels / groups);
+    let len = basis.weight.len() / basis.conv.out_channels;
+    let singles = |of: &[f64]| of.iter().map(|w| single(*w)).collect::<Vec<f32>>();
+    let (bases, combinations) = (singles(&basis.weight), singles(&combination.weight));
+    let mut product = vec![0.0f32; groups * rows * len];
+    let par = if rows * middle * len > LARGE { Par::rayon(TASKS) } else { Par::Seq };
+    for (g, to) in product.chunks_exact_mut(rows * len).enumerate() {
+        matmul(
+            MatMut::from_row_major_slice_mut(to, rows, len),
+            Accum::Replace,
+            MatRef::from_row_major_slice(&combinations[g * rows * middle..][..rows * middle], rows, middle),
+            MatRef::from_row_major_slice(&bases[g * middle * len..][..middle * len], middle, len),
+            1.0,
+            par,
+        );
+    }
+    product
+}
+
+/// Multiplications from which on one product is shared between threads.
+const LARGE: usize = 4_000_000_000;
+
 /// One of the layers that replace a layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -161,11 +188,22 @@ impl Chain {
 
     /// `||W_g - W'_g||_F^2` and `||W_g||_F^2` of each group.
     pub(crate) fn errors(&self, layer: &Layer<'_>) -> Vec<[f64; 2]> {
-        let product = self.product().weight;
+        let product = match &self.links[..] {
+            [basis, combination] if basis.suffix == "_lowrank" => {
+                single_product(&basis.kernel, &combination.kernel)
+            }
+            _ => self.product().weight.into_iter().map(single).collect(),
+        };
         let size = layer.group_filters() * layer.len;
-        let of_group = |(old, new): (&[f32], &[f64])| {
-            let pairs = old.iter().map(|w| f64::from(*w)).zip(new);
-            pairs.fold([0.0, 0.0], |[lost, whole], (w, v)| [lost + (w - v).powi(2), whole + w * w])
+        let of_group = |(old, new): (&[f32], &[f32])| {
+            let of_row = |(old, new): (&[f32], &[f32])| {
+                old.iter().zip(new).fold([0.0f64, 0.0], |[lost, whole], (w, v)| {
+                    let (w, v) = (f64::from(*w), f64::from(*v));
+                    [lost + (w - v) * (w - v), whole + w * w]
+                })
+            };
+            let rows = old.chunks_exact(layer.len).zip(new.chunks_exact(layer.len)).map(of_row);
+            rows.fold([0.0, 0.0], |[a, b], [lost, whole]| [a + lost, b + whole])
         };
         layer.weight.data().chunks_exact(size).zip(product.chunks_exact(size)).map(of_group).collect()
     }

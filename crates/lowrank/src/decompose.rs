@@ -34,9 +34,17 @@ pub fn decompose(model: &Model, settings: &Settings) -> Result<(Model, Report)> 
     if let RankRule::Budget(budget) = &settings.rule {
         share_out(model, &mut selected, budget)?;
     }
-    let results: Vec<Result<Replacement>> =
-        selected.par_iter().map(|of| replace(of, settings, None)).collect();
-    let replacements: Vec<Replacement> = results.into_iter().collect::<Result<_>>()?;
+    // The longest first, each to the next thread that is free.
+    let mut order: Vec<usize> = (0..selected.len()).collect();
+    let work = |i: &usize| {
+        let Layer { filters, len, .. } = selected[*i].layer;
+        filters * len * filters.min(len)
+    };
+    order.sort_by_key(|i| std::cmp::Reverse(work(i)));
+    let mut results: Vec<(usize, Result<Replacement>)> =
+        order.into_iter().par_bridge().map(|i| (i, replace(&selected[i], settings, None))).collect();
+    results.sort_by_key(|(i, _)| *i);
+    let replacements: Vec<Replacement> = results.into_iter().map(|(_, of)| of).collect::<Result<_>>()?;
     emit(model, settings, &selected, replacements)
 }
 
@@ -307,7 +315,7 @@ fn candidates(of: &Selected<'_>, quantity: Quantity) -> Result<Vec<Candidate>> {
     if !method.has_spectrum() {
         return Err(Error::Rule { layer: layer.name.into(), method: method.name(), rule: "budget" });
     }
-    let spectra = Ready::new(layer, *method, false, None)?.spectra().unwrap_or_default();
+    let spectra = Ready::new(layer, *method, false, None, None)?.spectra().unwrap_or_default();
     let weights = layer.filters * layer.len;
     let cost = |weights: usize, macs: usize| real(if quantity == Quantity::Macs { macs } else { weights });
     let dense = Choice { cost: cost(weights, weights * layer.positions), loss: 0.0 };
@@ -361,17 +369,18 @@ struct Replacement {
 fn replace(of: &Selected<'_>, settings: &Settings, statistics: Option<&Statistics>) -> Result<Replacement> {
     let rule = &settings.rule;
     let Selected { layer, method, requested, allotted } = of;
-    let ready = Ready::new(layer, *method, true, statistics)?;
+    let named = requested.map(|rank| rank.of_group(layer, *method)).transpose()?;
+    let known = named.or(allotted.flatten());
+    let ready = Ready::new(layer, *method, true, statistics, known)?;
     let spectra = ready.spectra();
     let chosen: Vec<Option<GroupRank>> = match &spectra {
         Some(groups) => groups.iter().map(|of| rule.of_group(layer, *method, of)).collect(),
         None => vec![None; layer.groups],
     };
-    let rank = match (requested, allotted, &spectra) {
-        (Some(rank), ..) => rank.of_group(layer, *method)?,
-        (None, Some(Some(rank)), _) => *rank,
+    let rank = match (known, allotted, &spectra) {
+        (Some(rank), ..) => rank,
         // What it would be at the smallest loss tells why it stays.
-        (None, Some(None), _) => method.full_rank(layer),
+        (None, Some(_), _) => method.full_rank(layer),
         (None, None, None) => rule.unseen(layer, *method)?,
         (None, None, Some(_)) => {
             let largest = chosen.iter().flatten().copied().reduce(GroupRank::max);

@@ -1,19 +1,30 @@
+use crate::algebra::{TASKS, columns_of, eigen, orthonormal};
 use crate::{Error, Result};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul::{matmul, triangular};
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::{Accum, Mat, MatRef, Par};
 use std::cmp::Ordering;
 
 /// Largest `rows * cols * min(rows, cols)` that is decomposed directly; above it the eigenvectors of the Gram matrix are
-/// several times cheaper (AlexNet's fc6, 4096 x 9216, takes half a minute on one thread that way).
+/// several times cheaper.
 ///
 /// The eigenvalues of a Gram matrix in `f64` are right to about `1e-16` of the largest, so singular values below
 /// `1e-8` of the largest are noise in that form. Weights are `f32` numbers, known to `6e-8` of their size: the direct
 /// form resolves nothing there that the weights mean, and every rank rule squares the values anyway.
-const DIRECT_LIMIT: usize = 4_000_000_000;
+const DIRECT_LIMIT: usize = 1_000_000;
+
+/// Least `rows * cols * min(rows, cols)` of a matrix of which a few singular vectors are found by random projection: the
+/// eigenvectors of fc6 of AlexNet, 4096 x 9216, take ten seconds.
+const RANDOM_LEAST: usize = 20_000_000_000;
+/// Of at most this share of full rank.
+const RANDOM_SHARE: usize = 4;
+/// Vectors beyond those that are asked for.
+const OVERSAMPLING: usize = 32;
+/// Times that the projection is multiplied with the matrix and its transpose, which brings it nearer to the largest
+/// singular vectors (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+const POWERS: usize = 2;
 
 /// Which factor the singular values go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +78,62 @@ impl Factors {
         element: impl Fn(usize, usize) -> f64,
         vectors: bool,
     ) -> Result<Self> {
-        let small = rows.min(len);
-        let direct = rows.saturating_mul(len).saturating_mul(small) <= DIRECT_LIMIT;
+        let direct = work(rows, len) <= DIRECT_LIMIT;
         let filters = Mat::from_fn(len, rows, |position, row| element(row, position));
         Self::with_form(filters, vectors, direct).ok_or_else(|| Error::NoConvergence { layer: layer.into() })
+    }
+
+    /// As [`Factors::new`] of a matrix whose rows are stored one after the other.
+    pub(crate) fn of_rows(layer: &str, weight: &[f64], len: usize, vectors: bool) -> Result<Self> {
+        let rows = weight.len() / len;
+        let filters = columns_of(weight, len);
+        let direct = work(rows, len) <= DIRECT_LIMIT;
+        Self::with_form(filters, vectors, direct).ok_or_else(|| Error::NoConvergence { layer: layer.into() })
+    }
+
+    /// Whether [`Factors::leading`] is for this matrix and this rank.
+    pub(crate) fn is_for_leading(rows: usize, len: usize, rank: usize) -> bool {
+        work(rows, len) >= RANDOM_LEAST && rank + OVERSAMPLING <= rows.min(len) / RANDOM_SHARE
+    }
+
+    /// The first `rank` singular vectors of a large matrix whose rows are stored one after the other, by random projection with a
+    /// fixed seed. Their product is near the best one of that rank; the squares are those of these vectors alone, so they are
+    /// no spectrum.
+    pub(crate) fn leading(layer: &str, weight: &[f64], len: usize, rank: usize) -> Result<Self> {
+        let rows = weight.len() / len;
+        let par = Par::rayon(TASKS);
+        let x = columns_of(weight, len);
+        let count = (rank + OVERSAMPLING).min(rows.min(len));
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        // Sums of uniform draws: near enough to a normal law for a direction.
+        #[expect(clippy::cast_precision_loss, reason = "53 bits")]
+        let mut draw = || {
+            (0..4).fold(0.0, |sum, _| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                sum + (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+            })
+        };
+        let mut of_rows = Mat::from_fn(rows, count, |_, _| draw());
+        let mut of_positions = Mat::zeros(len, count);
+        for power in 0..=POWERS {
+            matmul(of_positions.as_mut(), Accum::Replace, x.as_ref(), of_rows.as_ref(), 1.0, par);
+            of_positions = orthonormal(of_positions);
+            matmul(of_rows.as_mut(), Accum::Replace, x.transpose(), of_positions.as_ref(), 1.0, par);
+            if power < POWERS {
+                of_rows = orthonormal(of_rows);
+            }
+        }
+        // `x` is near `Q Q^T x`, and the last product is the transpose of `Q^T x`.
+        let mut gram = Mat::zeros(count, count);
+        matmul(gram.as_mut(), Accum::Replace, of_rows.transpose(), of_rows.as_ref(), 1.0, par);
+        let (squares, turn) =
+            eigen(&gram, true).ok_or_else(|| Error::NoConvergence { layer: layer.into() })?;
+        let mut right = Mat::zeros(len, rank);
+        let turn = turn.subcols(0, rank);
+        matmul(right.as_mut(), Accum::Replace, of_positions.as_ref(), turn, 1.0, par);
+        Ok(Self { filters: x, squares: squares[..rank].to_vec(), vectors: Vectors::Right(right) })
     }
 
     /// Of weights `B` `[rows, len]`, row-major, for inputs of this covariance `C`: the eigenvectors `V` of `B C B^T`, so that of
@@ -78,7 +141,7 @@ impl Factors {
     pub(crate) fn of_outputs(layer: &str, weight: &[f64], covariance: &Mat<f64>) -> Result<Self> {
         let len = covariance.nrows();
         let rows = weight.len() / len;
-        let filters = Mat::from_fn(len, rows, |position, row| weight[row * len + position]);
+        let filters = columns_of(weight, len);
         let mut seen = Mat::zeros(len, rows);
         matmul(seen.as_mut(), Accum::Replace, covariance.as_ref(), filters.as_ref(), 1.0, Par::Seq);
         let mut outputs = Mat::zeros(rows, rows);
@@ -154,6 +217,10 @@ impl Factors {
     }
 }
 
+fn work(rows: usize, len: usize) -> usize {
+    rows.saturating_mul(len).saturating_mul(rows.min(len))
+}
+
 fn direct_form(x: MatRef<'_, f64>, vectors: bool) -> Option<(Vec<f64>, Vectors)> {
     let (len, rows) = (x.nrows(), x.ncols());
     let small = len.min(rows);
@@ -200,28 +267,6 @@ fn gram_form(x: MatRef<'_, f64>, vectors: bool) -> Option<(Vec<f64>, Vectors)> {
         (true, false) => Vectors::Right(falling),
     };
     Some((squares, vectors))
-}
-
-/// Eigenvalues of a symmetric matrix, of which the lower half is read, falling and at least 0, and the vectors that go with them.
-fn eigen(matrix: &Mat<f64>, vectors: bool) -> Option<(Vec<f64>, Mat<f64>)> {
-    let size = matrix.nrows();
-    let compute = if vectors { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
-    let columns = if vectors { size } else { 0 };
-    let (mut values, mut basis) = (Diag::<f64>::zeros(size), Mat::<f64>::zeros(columns, columns));
-    let scratch = evd::self_adjoint_evd_scratch::<f64>(size, compute, Par::Seq, Default::default());
-    evd::self_adjoint_evd(
-        matrix.as_ref(),
-        values.as_mut(),
-        vectors.then(|| basis.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .ok()?;
-    // Eigenvalues come rising; rounding can make a zero slightly negative.
-    let squares = values.column_vector().iter().rev().map(|v| v.max(0.0)).collect();
-    let falling = basis.as_ref().reverse_cols().to_owned();
-    Some((squares, falling))
 }
 
 /// Scales every column to length 1 and returns the lengths; a column of zeros stays.
@@ -299,6 +344,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn random_projections_come_near_the_best_of_their_rank() {
+        let (rows, len, rank) = (300, 420, 20);
+        let noise: Vec<f64> = weight(rows, len).into_iter().map(f64::from).collect();
+        let mut state = 5u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        };
+        let flat: Vec<f64> = (0..rows * len).map(|_| next()).collect();
+        let lost = |w: &[f64], factors: &Factors| {
+            let found = product(&factors.split(rank, Scale::Basis), rows, len);
+            w.iter().zip(&found).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
+        };
+        // A spectrum that falls, one that hardly does, and none.
+        for (name, w, most) in
+            [("falling", &noise, 1.001), ("flat", &flat, 1.03), ("zeros", &vec![0.0; rows * len], 1.0)]
+        {
+            let best = lost(w, &Factors::of_rows("x", w, len, true).unwrap());
+            let found = lost(w, &Factors::leading("x", w, len, rank).unwrap());
+            assert!(found <= most * best + 1e-9, "{name}: {found}, best {best}");
+            let threads = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let split =
+                    pool.install(|| Factors::leading("x", w, len, rank).unwrap().split(rank, Scale::Both));
+                (split.basis, split.combination)
+            };
+            assert!(threads(1) == threads(3), "{name}: threads change the result");
+        }
+        assert!(Factors::is_for_leading(4096, 9216, 512));
+        assert!(!Factors::is_for_leading(4096, 9216, 1024) && !Factors::is_for_leading(512, 4608, 64));
     }
 
     #[test]

@@ -34,6 +34,6 @@ pub fn low_rank_random(model: &Model, ranks: &BTreeMap<String, usize>) -> Result
 }
 
 fn project(layer: &Layer<'_>, rank: GroupRank) -> Result<Array> {
-    let product = Ready::new(layer, Method::Pca, true, None)?.take_apart(rank)?.chain.product();
+    let product = Ready::new(layer, Method::Pca, true, None, Some(rank))?.take_apart(rank)?.chain.product();
     Ok(Array::new(layer.weight.dims().to_vec(), product.weight.into_iter().map(single).collect::<Vec<_>>()))
 }

@@ -117,6 +117,11 @@ impl Stage {
         !matches!(self, Self::Finetune(_))
     }
 
+    /// Whether it learns from the network that the recipe begins with.
+    pub(super) fn learns_from_teacher(&self) -> bool {
+        matches!(self, Self::Finetune(recipe) if recipe.distillation.is_some())
+    }
+
     /// Whether it looks at images.
     pub(super) fn needs_data(&self) -> bool {
         !matches!(self, Self::Decompose(_))

@@ -1,10 +1,10 @@
 use super::Moments;
+use crate::algebra::solve;
 use crate::chain::{Chain, Kernel};
 use crate::layer::Layer;
 use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::Solve as _;
-use faer::{Accum, Mat, Par, Side};
+use faer::{Accum, Mat, Par};
 
 /// `(W Cov(x, x') + r W) (Cov(x') + r I)^-1`: the weights `[N, L]`, row-major, that give the outputs of a group from what it
 /// reads now, drawn to `W` by the ridge `r`. `W` itself where both are the same.
@@ -16,8 +16,7 @@ pub(crate) fn regression(layer: &Layer<'_>, group: usize, moments: &Moments, sha
     let len = layer.len;
     let ridge = moments.ridge(share);
     let right = outputs(layer, group, moments, ridge);
-    let solver = ridged(&moments.own, ridge).llt(Side::Lower).map_err(|_| no_convergence(layer))?;
-    let solution = solver.solve(&right);
+    let solution = solve(ridged(&moments.own, ridge), right).ok_or_else(|| no_convergence(layer))?;
     Ok((0..layer.group_filters() * len).map(|i| solution[(i % len, i / len)]).collect())
 }
 
@@ -74,10 +73,8 @@ pub(crate) fn refit(layer: &Layer<'_>, chain: &Chain, moments: &[Moments], share
         // Directions that the others do not tell apart stay finite.
         #[expect(clippy::cast_precision_loss, reason = "a rank")]
         let mean = (0..q).map(|i| normal[(i, i)]).sum::<f64>() / q as f64;
-        let solver = ridged(&normal, (1e-10 * mean).max(f64::MIN_POSITIVE.sqrt()))
-            .llt(Side::Lower)
-            .map_err(|_| no_convergence(layer))?;
-        let solution = solver.solve(&of_outputs);
+        let normal = ridged(&normal, (1e-10 * mean).max(f64::MIN_POSITIVE.sqrt()));
+        let solution = solve(normal, of_outputs).ok_or_else(|| no_convergence(layer))?;
         weight.extend((0..layer.group_filters() * q).map(|i| solution[(i % q, i / q)]));
     }
     let links = chain.links.iter().enumerate().map(|(i, link)| {

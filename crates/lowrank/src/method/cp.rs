@@ -1,11 +1,11 @@
 //! Canonical polyadic decomposition by alternating least squares.
 
 use super::matrix::{factors, turn};
+use crate::algebra::solve;
 use crate::factor::Scale;
 use crate::layer::Layer;
 use crate::{Error, Method, Result};
-use faer::linalg::solvers::Solve as _;
-use faer::{Mat, Side};
+use faer::Mat;
 
 /// A round that lowers the relative squared error by less than this is the last.
 const GAIN: f64 = 1e-7;
@@ -117,9 +117,8 @@ impl Terms {
         #[expect(clippy::cast_precision_loss, reason = "a rank")]
         let mean = (0..rank).map(|a| gram[(a, a)]).sum::<f64>() / rank as f64;
         (0..rank).for_each(|a| ridged[(a, a)] += RIDGE * mean.max(f64::MIN_POSITIVE));
-        let solver =
-            ridged.llt(Side::Lower).map_err(|_| Error::NoConvergence { layer: layer.name.into() })?;
-        let solution = solver.solve(&right);
+        let solution =
+            solve(ridged, right.clone()).ok_or_else(|| Error::NoConvergence { layer: layer.name.into() })?;
         let extent = extents[side];
         let factor = &mut self.factors[side];
         for i in 0..extent {

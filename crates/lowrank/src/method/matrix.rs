@@ -23,12 +23,7 @@ pub(crate) fn factors(layer: &Layer<'_>, weight: &[f64], method: Method, vectors
             |row, c| weight[(row / taps * channels + c) * taps + row % taps],
             vectors,
         ),
-        _ => Factors::new(
-            layer.name,
-            [filters, layer.len],
-            |row, position| weight[row * layer.len + position],
-            vectors,
-        ),
+        _ => Factors::of_rows(layer.name, weight, layer.len, vectors),
     }
 }
 

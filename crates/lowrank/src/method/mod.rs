@@ -195,6 +195,8 @@ pub(crate) struct Statistics {
 enum Parts {
     /// The matrix of each group.
     Matrix(Vec<Factors>),
+    /// The same for one rank alone.
+    Leading(Vec<Factors>),
     /// The tensor of each group, unfolded.
     Tucker(Vec<Tucker>),
     /// Each group's filters as they are.
@@ -209,12 +211,14 @@ pub(crate) struct Taken {
 
 impl<'a> Ready<'a> {
     /// Without `vectors` only [`Ready::spectra`] may be asked for. With `statistics` the error of outputs is made small instead
-    /// of that of weights, and spectra are those of outputs for methods across filters.
+    /// of that of weights, and spectra are those of outputs for methods across filters. Where only the rank `known` will be
+    /// asked for, a large matrix may be left without a spectrum.
     pub(crate) fn new(
         layer: &'a Layer<'a>,
         method: Method,
         vectors: bool,
         statistics: Option<&'a Statistics>,
+        known: Option<GroupRank>,
     ) -> Result<Self> {
         let weights: Vec<Vec<f64>> = match statistics {
             None => {
@@ -225,7 +229,15 @@ impl<'a> Ready<'a> {
                 groups.map(|(g, moments)| regression(layer, g, moments, of.ridge)).collect::<Result<_>>()?
             }
         };
+        let leading = known.map(|rank| rank.output).filter(|rank| {
+            Factors::is_for_leading(layer.group_filters(), layer.len, *rank) && statistics.is_none()
+        });
         let parts = match (method, statistics) {
+            (Method::Pca | Method::Svd, None) if leading.is_some() => {
+                let rank = leading.unwrap_or(1);
+                let leading = weights.iter().map(|w| Factors::leading(layer.name, w, layer.len, rank));
+                Parts::Leading(leading.collect::<Result<_>>()?)
+            }
             (Method::Pca | Method::Svd, Some(of)) => {
                 let groups = weights.iter().zip(&of.groups);
                 let factors = groups.map(|(weight, moments)| {
@@ -252,7 +264,7 @@ impl<'a> Ready<'a> {
                 Some(groups.iter().map(|f| (Spectrum::new(f.squares.clone()), None)).collect())
             }
             Parts::Tucker(groups) => Some(groups.iter().map(Tucker::spectra).collect()),
-            Parts::Raw => None,
+            Parts::Leading(_) | Parts::Raw => None,
         }
     }
 
@@ -267,7 +279,7 @@ impl<'a> Ready<'a> {
         };
         let mut warning = None;
         match (&self.parts, self.method) {
-            (Parts::Matrix(groups), method) => {
+            (Parts::Matrix(groups) | Parts::Leading(groups), method) => {
                 groups.iter().for_each(|group| add(matrix::weights(layer, group, method, rank.output)));
             }
             (Parts::Tucker(groups), _) => {

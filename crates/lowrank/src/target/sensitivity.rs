@@ -39,7 +39,7 @@ pub(super) fn measure(
             let of = match ready.entry(way.method) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(Ready::new(layer, way.method, true, Some(&statistics))?)
+                    entry.insert(Ready::new(layer, way.method, true, Some(&statistics), None)?)
                 }
             };
             let chain = of.take_apart(way.rank.of_group(layer, way.method)?)?.chain;

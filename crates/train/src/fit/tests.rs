@@ -377,3 +377,42 @@ fn recipes_survive_json() {
     assert!(serde_json::from_str::<Recipe>("{\"learning_rat\": 1}").is_err());
     assert_eq!(serde_json::from_str::<Recipe>("{}").unwrap(), Recipe::default());
 }
+
+#[test]
+fn a_student_learns_from_its_teacher_alone_and_goes_on_after_a_stop() {
+    let teacher = trained(
+        Setting::new(Recipe { iterations: 120, augment: Augment::default(), ..recipe() }).run(None, None),
+    );
+    // Labels do not count, so whatever the student knows it has from the teacher.
+    let distillation = Some(crate::Distillation { temperature: 2.0, weight: 1.0 });
+    let setting = Setting::new(Recipe {
+        iterations: 120,
+        augment: Augment::default(),
+        output_weights: vec![1.0, 0.0],
+        distillation,
+        ..recipe()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let with = |folder| Fit { teacher: Some(&teacher.model), ..setting.fit(folder) };
+    let whole = trained(fit_until(&setting.model, &with(None), None).unwrap());
+    assert!(whole.score().unwrap().top1 > 0.9, "{:?}", whole.score());
+    let stopped = fit_until(&setting.model, &with(Some(folder.path())), Some(End::Stop(50))).unwrap();
+    assert!(matches!(stopped, Outcome::Stopped { iteration: 50, .. }));
+    let resumed = trained(fit_until(&setting.model, &with(Some(folder.path())), None).unwrap());
+    assert_eq!(resumed.model, whole.model);
+    // Another teacher is another run, none is an error, and one with other classes too.
+    let other = Fit { teacher: Some(&setting.model), ..with(Some(folder.path())) };
+    let error = fit_until(&setting.model, &other, None).unwrap_err().to_string();
+    assert!(error.contains("another teacher"), "{error}");
+    let error = fit_until(&setting.model, &setting.fit(None), None).unwrap_err().to_string();
+    assert!(error.contains("no teacher"), "{error}");
+    let graph = cofilter_zoo::lenet(&cofilter_zoo::Config::default()).unwrap();
+    let stranger = Model::init(graph, &cofilter_graph::Init::default(), 1).unwrap();
+    let error = fit_until(&setting.model, &Fit { teacher: Some(&stranger), ..setting.fit(None) }, None);
+    assert!(error.unwrap_err().to_string().contains("teacher: takes"));
+    let wrong = Setting::new(Recipe {
+        distillation: Some(crate::Distillation { temperature: 0.0, weight: 1.0 }),
+        ..recipe()
+    });
+    assert!(fit_until(&wrong.model, &wrong.fit(None), None).unwrap_err().to_string().contains("temperature"));
+}
