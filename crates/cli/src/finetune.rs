@@ -34,7 +34,8 @@ pub(crate) struct Args {
     /// Images of an update, instead of the recipe's
     #[arg(long)]
     batch: Option<usize>,
-    /// Network whose class scores are learnt from as well: the dense one (a recipe says how much, `distillation`)
+    /// Network whose class scores are learnt from as well: the dense one, an artifact or ONNX (a recipe says how much,
+    /// `distillation`)
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
     /// Folder for checkpoints, from which a run that was stopped goes on [default: OUT.run]
@@ -73,7 +74,8 @@ impl Args {
             Some(path) => {
                 // Weight and temperature that are usual, unless a recipe says otherwise.
                 recipe.distillation.get_or_insert_default();
-                Some(Source { model: path.clone(), about: self.source.about.clone() }.open()?.model)
+                // What is said of the network's file is not said of the teacher's.
+                Some(Source { model: path.clone(), ..Source::default() }.open()?.model)
             }
         };
         writable(&self.out)?;

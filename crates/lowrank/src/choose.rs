@@ -13,13 +13,15 @@ pub struct Choice {
 }
 
 /// For each layer the index of the choice that it gets, so that the sum of costs is at most `budget` and the sum of losses is
-/// the least, up to the rounding of costs to 4096ths of the budget; `None` if even the cheapest are too much.
+/// the least, up to the rounding of costs to 4096ths of the budget; `None` if even the cheapest are too much. Choices whose
+/// numbers are not finite are never taken, and of a layer only the first 65,535 are looked at.
 ///
 /// A dynamic programme over the budget, and then single exchanges with what the rounding left.
 #[must_use]
 pub fn choose(layers: &[Vec<Choice>], budget: f64) -> Option<Vec<usize>> {
+    let is_known = |choice: &Choice| choice.cost.is_finite() && choice.loss.is_finite();
     let cheapest = |choices: &Vec<Choice>| {
-        (0..choices.len()).min_by(|a, b| {
+        (0..choices.len().min(usize::from(u16::MAX))).filter(|i| is_known(&choices[*i])).min_by(|a, b| {
             let (a, b) = (choices[*a], choices[*b]);
             a.cost.total_cmp(&b.cost).then(a.loss.total_cmp(&b.loss))
         })
@@ -46,8 +48,11 @@ fn programme(layers: &[Vec<Choice>], frugal: &[usize], room: f64) -> Vec<usize> 
     let mut taken: Vec<Vec<u16>> = Vec::with_capacity(layers.len());
     for (choices, cheapest) in layers.iter().zip(frugal) {
         let mut next = vec![f64::INFINITY; CELLS + 1];
-        let mut from = vec![0u16; CELLS + 1];
-        for (index, choice) in choices.iter().enumerate().take(usize::from(u16::MAX)) {
+        #[expect(clippy::cast_possible_truncation, reason = "as many choices are looked at")]
+        let mut from = vec![*cheapest as u16; CELLS + 1];
+        let known = choices.iter().enumerate().take(usize::from(u16::MAX));
+        for (index, choice) in known.filter(|(_, choice)| choice.cost.is_finite() && choice.loss.is_finite())
+        {
             let Some(cells) = cells((choice.cost - choices[*cheapest].cost) / room) else { continue };
             for spent in cells..=CELLS {
                 let loss = losses[spent - cells] + choice.loss;
@@ -93,7 +98,7 @@ fn exchange(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
         let better = chosen.iter().zip(layers).enumerate().flat_map(|(layer, (now, choices))| {
             let now = choices[*now];
             choices.iter().enumerate().filter_map(move |(index, choice)| {
-                let fits = spent - now.cost + choice.cost <= budget;
+                let fits = choice.cost.is_finite() && spent - now.cost + choice.cost <= budget;
                 (fits && choice.loss < now.loss).then_some((layer, index, now.loss - choice.loss))
             })
         });

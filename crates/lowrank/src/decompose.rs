@@ -64,6 +64,7 @@ pub fn decompose_calibrated(
     settings: &Settings,
     calibration: &Calibration<'_>,
 ) -> Result<(Model, Report)> {
+    model.check_finite()?;
     // A place for the means of all outputs.
     let biased = with_biases(model, &select(model, settings)?)?;
     let mut selected = select(&biased, settings)?;
@@ -221,6 +222,11 @@ pub(crate) fn select<'a>(model: &'a Model, settings: &Settings) -> Result<Vec<Se
         let layer = Layer::find(model, "the list of methods", name)?;
         if let Some(reason) = method.unfit(&layer) {
             return Err(Error::Method { layer: name.clone(), method: method.name(), reason });
+        }
+        let unnamed = matches!(&settings.rule, RankRule::Ranks(ranks) if !ranks.contains_key(name));
+        let unnamed = unnamed.then_some("the list of ranks does not name it");
+        if let Some(reason) = left_alone(&layer, settings).or(unnamed) {
+            return Err(Error::NotSelected { name: name.clone(), reason });
         }
     }
     let method_of = |layer: &Layer<'_>| {
@@ -418,6 +424,14 @@ fn replace(of: &Selected<'_>, settings: &Settings, statistics: Option<&Statistic
             lost += a;
             whole += b;
             biases.extend(calibrate::bias(layer, g, moments, weight).into_iter().map(single));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "weights of a filter")]
+        let few = of.groups.iter().any(|moments| moments.samples < 2.0 * layer.len as f64);
+        if few && report.warning.is_none() {
+            report.warning = Some(format!(
+                "{} windows are few for {} weights a filter: the layer may be fitted to these images alone",
+                of.groups[0].samples, layer.len
+            ));
         }
         report.output_error = Some(if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 });
         bias = Some(Array::new(vec![layer.filters], biases));

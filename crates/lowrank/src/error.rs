@@ -29,8 +29,8 @@ pub enum Error {
         /// Kind of its op.
         kind: &'static str,
     },
-    /// A rank is given for a layer that the other settings leave alone.
-    #[error("a rank is given for `{name}`, but {reason}")]
+    /// A rank or a method is given for a layer that the other settings leave alone.
+    #[error("a rank or a method is given for `{name}`, but {reason}")]
     NotSelected {
         /// The layer.
         name: String,
@@ -121,14 +121,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A speedup beyond what all layers at their least give.
-    #[error(
-        "{speedup:.3} times as fast is out of reach: with every layer at its fastest it is {best:.3} times"
-    )]
+    /// A speedup beyond what all layers at their fastest give.
+    #[error("{speedup:.3} times as fast is out of reach: the most that there is is {best:.3} times")]
     Unreachable {
         /// What was asked for.
         speedup: f64,
-        /// The most that there is, as it is to be expected.
+        /// The most that was measured, or is to be expected where nothing was.
         best: f64,
     },
     /// The network could not be run on the images.

@@ -6,8 +6,9 @@
 //! "cross-filter low-rank approximation". Other ways of taking a layer apart are other [`Method`]s. [`analyse`] tells spectra
 //! and ranks without changing anything, and [`recompose`] multiplies the new layers out again.
 //!
-//! Everything is computed in `f64` on one thread a layer, layers side by side, so the result has the same bits for any
-//! number of threads. Another processor may choose other vector instructions and differ in the last bits.
+//! Factors are computed in `f64`, layers side by side and large ones in a fixed number of tasks, so the result has the same bits for
+//! any number of threads; errors of weights are measured in `f32`. Another processor may choose other vector instructions and
+//! differ in the last bits.
 //!
 //! ```
 //! use cofilter_graph::{Conv2d, Graph, Init, Model, Shape};

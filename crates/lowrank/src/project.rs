@@ -6,7 +6,8 @@ use cofilter_graph::{Array, Model};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Projects the weights of these layers to the nearest of exactly this rank (up to the rounding of `f32`); graph and
+/// Projects the weights of these layers to the nearest of exactly this rank (up to the rounding of `f32`; near the nearest for a
+/// large layer at a small rank, see [`crate::Method::Pca`]); graph and
 /// all other numbers stay. With drawn weights this makes a network whose decomposition at these ranks is exact, for
 /// measuring speed without training.
 ///

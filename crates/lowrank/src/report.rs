@@ -9,8 +9,8 @@ pub struct Report {
     pub settings: Settings,
     /// Every decomposed layer, in graph order.
     pub layers: Vec<LayerReport>,
-    /// Selected layers that stay as they are, since at the rank that the rule chose the new layers would have both more
-    /// multiply-accumulates and more numbers, in graph order, each with what it would have become.
+    /// Selected layers that stay as they are, in graph order, each with what it would have become: at the rank that the rule
+    /// chose the new layers would have both more multiply-accumulates and more numbers; under a budget, there was room for them.
     pub kept: Vec<LayerReport>,
     /// Learnt numbers of the whole network before.
     pub params_before: usize,
@@ -64,7 +64,7 @@ pub struct LayerReport {
     /// `||W - W'||_F / ||W||_F` measured on the new weights as stored; 0 for a layer of zeros. Its square is
     /// `1 - energy` to rounding, unless the decomposition minimises the error of outputs.
     pub relative_error: f64,
-    /// Where the decomposition saw images: the root of the mean squared error of the outputs for them, relative to their
+    /// Where the decomposition saw images, and for these: the root of the mean squared error of the outputs for them, relative to their
     /// standard deviation, `sqrt(sum_n E (y_n - y'_n)^2 / sum_n Var y_n)`, from what the layers before it give now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,

@@ -124,6 +124,9 @@ impl Trainer {
     /// after it the network may be partly updated.
     pub fn step(&mut self, images: Vec<f32>, labels: &[u32], measure: bool) -> Result<Step> {
         self.check_batch(&images, labels)?;
+        if self.recipe.distillation.is_some() && self.teacher.is_none() {
+            return Err(Error::Recipe("distillation: there is no teacher".into()));
+        }
         let rate = self.recipe.rate(self.iteration);
         let pass =
             if self.net.device().is_cpu() { self.sweep(images, labels)? } else { self.tape(images, labels)? };
@@ -181,9 +184,8 @@ impl Trainer {
     fn sweep(&mut self, images: Vec<f32>, labels: &[u32]) -> Result<Pass> {
         let start = Instant::now();
         let wanted = match (self.recipe.distillation, &mut self.teacher) {
-            (None, _) => None,
             (Some(of), Some(teacher)) => Some((of, teacher.scores(images.clone(), labels.len())?)),
-            (Some(_), None) => return Err(Error::Recipe("distillation: there is no teacher".into())),
+            _ => None,
         };
         let trace = self.sweep.forward(&self.net, images, self.mode(), &self.heads, true)?;
         let mut losses = Vec::with_capacity(self.heads.len());

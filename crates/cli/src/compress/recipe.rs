@@ -258,6 +258,21 @@ impl Recipe {
                 Stage::Decompose(_) | Stage::Finetune(_) => 1,
             };
             ensure!(images > 0, "stage {}, {}: expected at least 1 image, found 0", at + 1, stage.name());
+            if let Stage::Target(Speedup { speedup, survey, .. }) = stage {
+                ensure!(
+                    speedup.is_finite() && *speedup > 1.0,
+                    "stage {}, target: speedup {speedup}, expected above 1",
+                    at + 1
+                );
+                if survey.batch != self.bench.batch {
+                    tracing::warn!(
+                        "stage {} is for runs of {} image(s), the report measures runs of {}",
+                        at + 1,
+                        survey.batch,
+                        self.bench.batch
+                    );
+                }
+            }
         }
         let two = self.stages.windows(2).position(|pair| pair.iter().all(Stage::decomposes));
         if let Some(at) = two {

@@ -18,6 +18,7 @@ pub fn reestimate_batch_norm(
     original: Option<&Model>,
     calibration: &Calibration<'_>,
 ) -> Result<Model> {
+    model.check_finite()?;
     let mut now = model.clone();
     let mut values = Values::new(model, calibration)?;
     let mut before = match original {
@@ -43,8 +44,8 @@ pub fn reestimate_batch_norm(
                 let (mean, variance) = (found.mean[channel], found.variance[channel]);
                 let (mean, variance) = match &was {
                     None => (mean, variance),
-                    // A channel that never changed has no factor.
-                    Some(was) if was.variance[channel] > 0.0 => {
+                    // A channel that never changed, up to rounding, has no factor.
+                    Some(was) if was.variance[channel] > 1e-12 * (1e-12 + was.mean[channel].powi(2)) => {
                         (old(2) + mean - was.mean[channel], old(3) * variance / was.variance[channel])
                     }
                     Some(was) => (old(2) + mean - was.mean[channel], old(3)),

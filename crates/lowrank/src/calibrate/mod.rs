@@ -16,7 +16,8 @@ use cofilter_graph::Model;
 /// Images that stand for those that the network will see. Labels are not needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Calibration<'a> {
-    /// The network's input for each image, one after the other: `[n, C, H, W]`.
+    /// The network's input for each image, one after the other: `[n, C, H, W]`. Up to three values of a network are held for all of
+    /// them, twice.
     pub images: &'a [f32],
     /// Threads that the network runs with, and the statistics are summed with. Results do not depend on them.
     pub threads: usize,

@@ -20,6 +20,8 @@ pub(crate) struct Moments {
     pub(crate) own: Mat<f64>,
     /// Covariance of `x` and `x'`; `None` where both are the same.
     pub(crate) cross: Option<Mat<f64>>,
+    /// Windows that were looked at.
+    pub(crate) samples: f64,
     /// Sum over the filters of the variance of their outputs in the original network.
     pub(crate) variance: f64,
 }
@@ -86,8 +88,9 @@ impl Moments {
     pub(crate) fn ridge(&self, share: f64) -> f64 {
         let len = self.own.nrows();
         let trace: f64 = (0..len).map(|i| self.own[(i, i)]).sum();
-        // An input that is always the same leaves the weights as they are.
-        (share * trace / len as f64).max(f64::MIN_POSITIVE.sqrt())
+        // An input that is always the same leaves the weights as they are: its variance is rounding.
+        let squares: f64 = self.mean_now.iter().map(|mean| mean * mean).sum();
+        ((share * trace).max(1e-12 * squares) / len as f64).max(f64::MIN_POSITIVE.sqrt())
     }
 }
 
@@ -160,7 +163,14 @@ impl Sums {
         }
         let variance =
             self.outputs.iter().map(|[sum, squares]| (squares / n - (sum / n).powi(2)).max(0.0)).sum();
-        Moments { mean: self.mean, mean_now: self.mean_now, own: self.own, cross: self.cross, variance }
+        Moments {
+            samples: n,
+            mean: self.mean,
+            mean_now: self.mean_now,
+            own: self.own,
+            cross: self.cross,
+            variance,
+        }
     }
 }
 

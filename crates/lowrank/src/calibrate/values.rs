@@ -1,5 +1,5 @@
 use super::Calibration;
-use crate::Result;
+use crate::{Error, Result};
 use cofilter_graph::{Graph, Model, NodeId};
 use cofilter_runtime::{Options, Plan, Team};
 use std::sync::Arc;
@@ -8,6 +8,8 @@ use std::sync::Arc;
 const BATCH: usize = 32;
 /// Values that are kept, for all images each.
 const KEPT: usize = 3;
+/// Bytes of them beyond which only the latest is.
+const KEPT_BYTES: usize = 1 << 30;
 
 /// Values inside a network for all images, computed as they are asked for, from those asked for before.
 pub(crate) struct Values {
@@ -74,10 +76,13 @@ impl Values {
         let nearest = cuts(graph, node).into_iter().find_map(|id| Some((id, find(id)?)));
         let (from, before) = nearest.unwrap_or_else(|| (graph.input(), Arc::clone(&self.images)));
         let value = Arc::new(self.run(&model.part(from, node)?, &before)?);
-        if self.kept.len() == KEPT {
+        self.kept.push((node, Arc::clone(&value)));
+        let bytes =
+            |kept: &[(NodeId, Arc<Vec<f32>>)]| kept.iter().map(|(_, value)| 4 * value.len()).sum::<usize>();
+        // The latest stays in any case.
+        while self.kept.len() > KEPT || (self.kept.len() > 1 && bytes(&self.kept) > KEPT_BYTES) {
             self.kept.remove(0);
         }
-        self.kept.push((node, Arc::clone(&value)));
         Ok(value)
     }
 
@@ -94,6 +99,17 @@ impl Values {
         let batches = images.chunks(options.batch * plan.input_len());
         for (from, to) in batches.zip(values.chunks_mut(options.batch * plan.output_len())) {
             session.run(from, to)?;
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let graph = part.graph();
+            return Err(Error::Calibration {
+                reason: format!(
+                    "`{}` has the value {} for image {}",
+                    graph.node(graph.outputs()[0]).name(),
+                    values[at],
+                    at / plan.output_len()
+                ),
+            });
         }
         Ok(values)
     }

@@ -23,6 +23,9 @@ pub enum Method {
     /// Across filters, principal components without centring: basis `S_M U_M^T = V_M^T W` (`<name>_lowrank`, `[M, C, h, w]`),
     /// combination `V_M` with orthonormal columns (`<name>_linear`, 1x1), for `W ~ V_M S_M U_M^T` with a row a filter. The
     /// authors' default (Wen et al. 2017, section 3; their `pca`).
+    ///
+    /// A very large layer at a rank by number below a quarter of full rank is projected at random (Halko et al. 2011): a few percent
+    /// above the least squared error at most, near none where the spectrum falls, and no spectrum.
     #[default]
     Pca,
     /// The same product, balanced: basis `S_M^(1/2) U_M^T`, combination `V_M S_M^(1/2)` (their `svd`).

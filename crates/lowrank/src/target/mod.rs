@@ -9,7 +9,7 @@ use crate::choose::{Choice, choose};
 use crate::decompose::{Selected, costs, select, with_biases};
 use crate::layer::Layer;
 use crate::{Error, Method, Rank, RankRule, Result, Settings, decompose};
-use cofilter_graph::Model;
+use cofilter_graph::{Model, Shape};
 use serde::{Deserialize, Serialize};
 
 pub use latency::measured_speedup;
@@ -133,10 +133,18 @@ impl Survey {
     /// # Errors
     /// As [`crate::decompose_calibrated`].
     pub fn measure(model: &Model, settings: &SurveySettings, calibration: &Calibration<'_>) -> Result<Self> {
+        let fail = |reason: String| Err(Error::Calibration { reason });
         if settings.ranks == 0 || settings.rounds == 0 || settings.batch == 0 {
-            let reason = "a survey needs at least one rank, one round and one image of a run".into();
-            return Err(Error::Calibration { reason });
+            return fail("a survey needs at least one rank, one round and one image of a run".into());
         }
+        if !(1..=1024).contains(&settings.threads) {
+            return fail(format!("expected 1..=1024 threads, found {}", settings.threads));
+        }
+        let output = model.graph().output_shape();
+        if !matches!(output, Shape::Vector(_)) {
+            return fail(format!("a survey compares class scores, the network gives {output}"));
+        }
+        model.check_finite()?;
         let images = calibration.check(model)?;
         let biased = with_biases(model, &select(model, &settings.selection())?)?;
         let selected = select(&biased, &settings.selection())?;
@@ -180,7 +188,8 @@ impl Survey {
     fn quickest(&self) -> Selection {
         let fastest = |layer: &LayerSurvey| {
             let choices = self.choices(layer);
-            (0..choices.len()).min_by(|a, b| choices[*a].cost.total_cmp(&choices[*b].cost)).unwrap_or(0)
+            let least = cheapest(&choices);
+            choices.iter().position(|choice| choice.cost == least && choice.loss.is_finite()).unwrap_or(0)
         };
         self.selection(&self.layers.iter().map(fastest).collect::<Vec<_>>())
     }
@@ -215,21 +224,50 @@ impl Survey {
     /// # Errors
     /// [`Error::Unreachable`], with the most that there is by what was measured.
     pub fn reach(&mut self, model: &Model, speedup: f64, seconds: f64) -> Result<Reached> {
+        let (batch, threads) = (self.settings.batch, self.settings.threads);
+        self.reach_by(speedup, |settings| {
+            let (small, _) = decompose(model, settings)?;
+            Ok(measured_speedup(model, &small, batch, threads, seconds)?.0)
+        })
+    }
+
+    /// As [`Survey::reach`], with another way to measure the network that these settings make.
+    ///
+    /// # Errors
+    /// As [`Survey::reach`], and those of `measure`.
+    pub fn reach_by(
+        &mut self,
+        speedup: f64,
+        mut measure: impl FnMut(&Settings) -> Result<f64>,
+    ) -> Result<Reached> {
+        if !(speedup.is_finite() && speedup > 0.0) {
+            return Err(Error::Unreachable { speedup, best: self.fastest() });
+        }
         let mut tries: Vec<Reached> = Vec::new();
-        for _ in 0..TRIES {
-            // Where it seems out of reach, what there is at most is measured.
-            let selection = self.select(speedup).unwrap_or_else(|_| self.quickest());
-            if tries.iter().any(|before| before.selection.settings == selection.settings) {
+        // Raised where the same selection comes again, which was not fast enough.
+        let mut wanted = speedup;
+        for round in 0..TRIES {
+            let mut selection = self.select(wanted).unwrap_or_else(|_| self.quickest());
+            let known = |selection: &Selection, tries: &[Reached]| {
+                tries.iter().any(|before| before.selection.settings == selection.settings)
+            };
+            let enough = tries.iter().any(|of| of.measured_speedup >= speedup * (1.0 - CLOSE));
+            if known(&selection, &tries) || (round + 1 == TRIES && !enough) {
+                // What there is at most, before anything is called out of reach.
+                selection = self.quickest();
+            }
+            if known(&selection, &tries) {
                 break;
             }
-            let (small, _) = decompose(model, &selection.settings)?;
-            let (measured_speedup, _) =
-                measured_speedup(model, &small, self.settings.batch, self.settings.threads, seconds)?;
+            let measured_speedup = measure(&selection.settings)?;
             tracing::info!(
                 "{speedup:.2} times as fast: expected {:.3}, measured {measured_speedup:.3}",
                 selection.predicted_speedup
             );
             self.correct(&selection, measured_speedup);
+            if measured_speedup < speedup {
+                wanted = wanted.max(speedup * (speedup / measured_speedup).min(1.1));
+            }
             tries.push(Reached { selection, measured_speedup });
             if (measured_speedup / speedup - 1.0).abs() <= CLOSE {
                 break;
@@ -249,7 +287,8 @@ impl Survey {
     fn choices(&self, layer: &LayerSurvey) -> Vec<Choice> {
         let way = |way: &Way| Choice {
             cost: (way.us - layer.dense_us) * self.correction,
-            loss: way.divergence.max(0.0),
+            // Rounding may leave a divergence below 0; one that is no number is never chosen.
+            loss: if way.divergence.is_finite() { way.divergence.max(0.0) } else { f64::INFINITY },
         };
         std::iter::once(Choice { cost: 0.0, loss: 0.0 }).chain(layer.ways.iter().map(way)).collect()
     }
@@ -286,8 +325,10 @@ impl SurveySettings {
     }
 }
 
+/// The least change of the whole time, of choices with numbers: the layer as it is always has.
 fn cheapest(choices: &[Choice]) -> f64 {
-    choices.iter().map(|choice| choice.cost).fold(f64::INFINITY, f64::min)
+    let known = choices.iter().filter(|choice| choice.cost.is_finite() && choice.loss.is_finite());
+    known.map(|choice| choice.cost).fold(f64::INFINITY, f64::min)
 }
 
 /// Ways that are measured, with neither time nor divergence yet.
@@ -351,7 +392,7 @@ fn interpolate(of: &Layer<'_>, layer: &mut LayerSurvey) {
                 let share = (between - a) as f64 / (b - a) as f64;
                 // Divergences fall by orders of magnitude.
                 let tiny = 1e-12;
-                let log = |way: &Way| way.divergence.max(tiny).ln();
+                let log = |way: &Way| if way.divergence < tiny { tiny.ln() } else { way.divergence.ln() };
                 Way {
                     method,
                     rank: Rank::One(between),

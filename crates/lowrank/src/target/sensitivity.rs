@@ -17,8 +17,7 @@ pub(super) fn measure(
 ) -> Result<()> {
     let graph = model.graph();
     let output = graph.outputs()[0];
-    let mut values = Values::new(model, calibration)?;
-    let wanted = values.at(model, output)?;
+    let wanted = Values::new(model, calibration)?.at(model, output)?;
     let classes = graph.output_shape().elements();
     let probabilities = matches!(graph.node(output).op(), Op::Softmax);
     let pool = rayon::ThreadPoolBuilder::new()

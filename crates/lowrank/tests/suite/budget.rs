@@ -67,6 +67,10 @@ fn no_other_choice_within_the_budget_loses_less() {
             (Some(_), None) => panic!("seed {seed}: something fits"),
         }
     }
+    let of = |cost, loss| Choice { cost, loss };
+    let broken = vec![of(1.0, f64::NAN), of(f64::NAN, 0.0), of(2.0, f64::INFINITY), of(3.0, 1.0)];
+    assert_eq!(choose(&[broken.clone(), vec![of(0.0, 0.0)]], 4.0), Some(vec![3, 0]));
+    assert_eq!(choose(&[broken[..3].to_vec()], 4.0), None);
     assert_eq!(choose(&[], 0.0), Some(vec![]));
     assert_eq!(choose(&[vec![]], 1.0), None);
     assert_eq!(choose(&[vec![Choice { cost: 2.0, loss: 0.0 }]], 1.0), None);

@@ -304,6 +304,12 @@ fn each_layer_may_have_its_own_method() {
         let error = decompose(&network(), &wrong).unwrap_err();
         assert!(matches!(&error, Error::Method { layer, .. } if layer == name), "{error}");
     }
+    let left = Settings {
+        methods: [("point".to_owned(), Method::Svd)].into(),
+        pointwise: false,
+        ..settings.clone()
+    };
+    assert!(matches!(decompose(&network(), &left), Err(Error::NotSelected { .. })));
     let unknown = Settings { methods: [("conv7".to_owned(), Method::Svd)].into(), ..settings };
     assert!(matches!(decompose(&network(), &unknown), Err(Error::UnknownLayer { .. })));
 }

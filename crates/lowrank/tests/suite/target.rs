@@ -192,6 +192,74 @@ fn what_was_measured_corrects_what_is_expected() {
     assert!(survey.correction > 0.6 && survey.correction < 2.0 / 3.0, "{}", survey.correction);
 }
 
+/// What a network of these settings takes where layers gain this share of what their times promise.
+fn runs(survey: &Survey, settings: &Settings, share: f64) -> f64 {
+    let RankRule::Ranks(ranks) = &settings.rule else { panic!("ranks by name") };
+    let gain: f64 = survey
+        .layers
+        .iter()
+        .filter_map(|layer| {
+            let way = layer.ways.iter().find(|way| {
+                ranks.get(&layer.name) == Some(&way.rank) && settings.methods[&layer.name] == way.method
+            })?;
+            Some(layer.dense_us - way.us)
+        })
+        .sum();
+    400.0 / (400.0 - share * gain)
+}
+
+#[test]
+fn a_speedup_is_reached_by_measurement_or_said_to_be_out_of_reach() {
+    for (share, speedup) in [(1.0, 1.5), (0.8, 1.5), (0.7, 1.3), (1.2, 1.5), (0.9, 1.05)] {
+        let (mut survey, plain) = (known(), known());
+        let mut measured = 0;
+        let reached = survey
+            .reach_by(speedup, |settings| {
+                measured += 1;
+                Ok(runs(&plain, settings, share))
+            })
+            .unwrap();
+        assert!(
+            reached.measured_speedup >= speedup * 0.98,
+            "{share}, {speedup}: {}",
+            reached.measured_speedup
+        );
+        assert!(measured <= 6, "{measured} measurements");
+    }
+    // Gains that do not come: everything that there is was measured before it is given up.
+    for share in [0.3, 0.0, -0.2] {
+        let (mut survey, plain) = (known(), known());
+        let mut best = 0.0f64;
+        let mut all = false;
+        let error = survey
+            .reach_by(1.6, |settings| {
+                let speedup = runs(&plain, settings, share);
+                best = best.max(speedup);
+                all |= settings.methods.len() == 3;
+                Ok(speedup)
+            })
+            .unwrap_err();
+        let Error::Unreachable { best: told, .. } = error else { panic!("{error}") };
+        assert!((told - best).abs() < 1e-12 && all, "{share}: {told}, {best}");
+    }
+    for speedup in [f64::NAN, 0.0, -1.0] {
+        assert!(known().reach_by(speedup, |_| Ok(1.0)).is_err());
+    }
+}
+
+#[test]
+fn ways_without_numbers_are_never_chosen() {
+    let mut survey = known();
+    for layer in &mut survey.layers {
+        layer.ways[0].divergence = f64::NAN;
+        layer.ways[2].us = f64::INFINITY;
+    }
+    let selection = survey.select(survey.fastest()).unwrap();
+    assert!(selection.divergence.is_finite() && selection.predicted_us.is_finite());
+    let RankRule::Ranks(ranks) = &selection.settings.rule else { panic!("ranks by name") };
+    assert!(ranks.values().all(|rank| *rank == Rank::One(32)), "{ranks:?}");
+}
+
 #[test]
 fn a_selection_decomposes_its_network() {
     let (model, images) = (network(), images(4));

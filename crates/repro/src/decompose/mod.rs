@@ -59,6 +59,8 @@ struct Asked {
     most: f64,
     /// Measured once more on the final network.
     measured: Option<f64>,
+    /// What was known after it, which the next one begins with.
+    survey: Survey,
 }
 
 /// Everything that was found.
@@ -320,19 +322,20 @@ impl<'a> Context<'a> {
                 Err(cofilter_lowrank::Error::Unreachable { .. }) => None,
                 Err(error) => return Err(error.into()),
             };
-            let mut asked = Asked { speedup, batch, reached, most: survey.fastest(), measured: None };
+            let (most, known) = (survey.fastest(), survey.clone());
+            let mut asked = Asked { speedup, batch, reached, most, measured: None, survey: known };
             let Some(reached) = &asked.reached else {
                 return Ok((Artifact::new(dense.model.clone()), asked));
             };
             let calibration = self.calibration();
             let (small, _) = decompose_calibrated(&dense.model, &reached.selection.settings, &calibration)?;
-            let small = reestimate_batch_norm(&small, Some(&dense.model), &calibration)?;
             let threads = self.options.thread_count();
             let (measured, _) =
                 measured_speedup(&dense.model, &small, batch, threads, self.settings.seconds)?;
             asked.measured = Some(measured);
             Ok((Artifact::new(small), asked))
         })?;
+        survey.clone_from(&asked.survey);
         let model = asked.reached.is_some().then_some(artifact.model);
         Ok((asked, model))
     }
