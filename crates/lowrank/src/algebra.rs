@@ -138,6 +138,17 @@ mod tests {
     }
 
     #[test]
+    fn threads_do_not_change_a_bit() {
+        let (x, right) = (matrix(300, 700), matrix(300, 90));
+        let positive = &x * x.transpose();
+        let of = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| (solve(positive.clone(), right.clone()).unwrap(), orthonormal(right.clone())))
+        };
+        assert!(of(1) == of(2) && of(1) == of(5));
+    }
+
+    #[test]
     fn systems_are_solved_or_refused() {
         let x = matrix(12, 40);
         let positive = &x * x.transpose();
