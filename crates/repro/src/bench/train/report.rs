@@ -120,7 +120,8 @@ impl Report {
                  one; the largest difference of an engine's from ours in an iteration is relative to the first, and so is that between \
                  PyTorch's two layouts, which is what rounding alone comes to; both say little where losses hardly fell. `force` is how \
                  much longer an update takes with the L1 and with the L2 force, relative to the iteration. Memory is the most that each \
-                 process held (none where the system does not tell), images included, Python included.\n\n";
+                 process held (none where the system does not tell), images included, Python included; ours is one process, so it has \
+                 what the allocator kept of the cells above it, where PyTorch's begins anew.\n\n";
         text += "| network | batch | threads | cofilter | PyTorch | layout | ratio | data | forward | backward | update | \
                  force l1 | force l2 | iterations | losses | differ by | PyTorch's by | MiB | PyTorch MiB |\n";
         text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
