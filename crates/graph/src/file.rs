@@ -168,6 +168,20 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|e| unreachable!("plain data always has a JSON form: {e}"))
 }
 
+/// As the artifact's metadata has it.
+impl Serialize for Graph {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        GraphJson::of(self).serialize(serializer)
+    }
+}
+
+/// Checked as if it was built node by node.
+impl<'de> Deserialize<'de> for Graph {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        GraphJson::deserialize(deserializer)?.build().map_err(serde::de::Error::custom)
+    }
+}
+
 impl GraphJson {
     fn of(graph: &Graph) -> Self {
         let name = |id: &NodeId| graph.node(*id).name().to_owned();

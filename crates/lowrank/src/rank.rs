@@ -99,7 +99,11 @@ impl RankRule {
         Self::Ranks(ranks.into_iter().map(|(name, rank)| (name.into(), rank.into())).collect())
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses numbers that make no sense.
+    ///
+    /// # Errors
+    /// [`Error::Ratio`] outside `(0, 1]`, [`Error::Factor`] for a factor that is not positive.
+    pub fn check(&self) -> Result<()> {
         let (what, value) = match self {
             Self::Energy(value) => ("energy", *value),
             Self::Norm(value) => ("norm", *value),

@@ -29,6 +29,9 @@ struct Header {
     iteration: u64,
     records: usize,
     identity: Identity,
+    /// Where clipping has changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    graph: Option<Graph>,
 }
 
 /// A run that can go on: numbers and momenta after an iteration. Sampler, augmentation and dropout are functions of seed
@@ -107,9 +110,10 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Writes the state of a run, whole or not at all.
+/// Writes the state of a run that began with `start`, whole or not at all.
 pub(crate) fn write(
     folder: &Path,
+    start: &Model,
     trainer: &Trainer,
     records: usize,
     identity: &Identity,
@@ -124,8 +128,13 @@ pub(crate) fn write(
         tensors.insert(format!("momentum/{name}"), (array.dims().to_vec(), bytes(momentum)));
         tensors.insert(format!("value/{name}"), (array.dims().to_vec(), bytes(array.data())));
     }
-    let header =
-        Header { format: FORMAT.into(), iteration: trainer.iteration(), records, identity: identity.clone() };
+    let header = Header {
+        format: FORMAT.into(),
+        iteration: trainer.iteration(),
+        records,
+        identity: identity.clone(),
+        graph: (model.graph() != start.graph()).then(|| model.graph().clone()),
+    };
     let json = serde_json::to_string(&header).map_err(|e| bad(e.to_string()))?;
     let views: Vec<(&String, TensorView<'_>)> = tensors
         .iter()
@@ -143,17 +152,17 @@ pub(crate) fn write(
 ///
 /// # Errors
 /// [`Error::Checkpoint`] for one of another run or a damaged one.
-pub(crate) fn read(folder: &Path, model: &Model, identity: &Identity) -> Result<Option<Checkpoint>> {
+pub(crate) fn read(folder: &Path, start: &Model, identity: &Identity) -> Result<Option<Checkpoint>> {
     let path = path(folder);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::Io { path, source }),
     };
-    decode(&bytes, model, identity).map(Some).map_err(|reason| Error::Checkpoint { path, reason })
+    decode(&bytes, start, identity).map(Some).map_err(|reason| Error::Checkpoint { path, reason })
 }
 
-fn decode(bytes: &[u8], model: &Model, identity: &Identity) -> Result<Checkpoint, String> {
+fn decode(bytes: &[u8], start: &Model, identity: &Identity) -> Result<Checkpoint, String> {
     let broken = |e: &dyn std::fmt::Display| format!("not a checkpoint: {e}");
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| broken(&e))?;
     let entry = metadata.metadata().as_ref().and_then(|m| m.get("cofilter.checkpoint"));
@@ -170,8 +179,9 @@ fn decode(bytes: &[u8], model: &Model, identity: &Identity) -> Result<Checkpoint
         ));
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| broken(&e))?;
+    let graph = header.graph.as_ref().unwrap_or(start.graph());
     let tensor = |prefix: &str, id, slot, dims: &[usize]| -> Result<Vec<f32>, String> {
-        let name = format!("{prefix}/{}", model.graph().tensor_name(id, slot));
+        let name = format!("{prefix}/{}", graph.tensor_name(id, slot));
         let view = tensors.tensor(&name).map_err(|_| format!("tensor `{name}` is missing"))?;
         if view.dtype() != Dtype::F32 || view.shape() != dims {
             return Err(format!(
@@ -187,12 +197,20 @@ fn decode(bytes: &[u8], model: &Model, identity: &Identity) -> Result<Checkpoint
             None => Ok(numbers),
         }
     };
-    let params = model.params().try_map(|id, slot, array| {
-        Ok::<_, String>(Array::new(array.dims().to_vec(), tensor("value", id, slot, array.dims())?))
-    })?;
-    let momentum = model.params().try_map(|id, slot, array| tensor("momentum", id, slot, array.dims()))?;
+    let mut values = Vec::with_capacity(graph.nodes().len());
+    let mut momentum = Vec::with_capacity(graph.nodes().len());
+    for (id, _) in graph.iter() {
+        let slots = graph.slots(id);
+        let all = |prefix| -> Result<Vec<Vec<f32>>, String> {
+            slots.iter().enumerate().map(|(slot, spec)| tensor(prefix, id, slot, &spec.dims)).collect()
+        };
+        let arrays = all("value")?.into_iter().zip(&slots);
+        values.push(arrays.map(|(numbers, spec)| Array::new(spec.dims.clone(), numbers)).collect());
+        momentum.push(all("momentum")?);
+    }
+    let (values, momentum) = (Params::new(values), Params::new(momentum));
     Ok(Checkpoint {
-        model: model.with_params(params).map_err(|e| e.to_string())?,
+        model: Model::new(graph.clone(), values).map_err(|e| e.to_string())?,
         momentum,
         iteration: header.iteration,
         records: header.records,

@@ -13,6 +13,9 @@ pub enum Error {
     /// The regulariser refused its operands.
     #[error(transparent)]
     Force(#[from] cofilter_force::Error),
+    /// Ranks could not be clipped.
+    #[error(transparent)]
+    Lowrank(#[from] cofilter_lowrank::Error),
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Tensor(#[from] candle_core::Error),

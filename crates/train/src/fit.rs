@@ -2,10 +2,11 @@ use crate::checkpoint::{self, Identity};
 use crate::evaluate::{check_data, evaluate_net};
 use crate::history::{Clock, History, Record};
 use crate::progress::Bar;
-use crate::{Error, Progress, Recipe, Result, Score, Step, Trainer};
+use crate::{Clip, Error, Progress, Recipe, Result, Score, Step, Trainer};
 use candle_core::Device;
 use cofilter_data::{Dataset, Pipeline, Sampler};
 use cofilter_graph::{Array, Model, Params, Preprocessing};
+use cofilter_lowrank::ClippedLayer;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -87,16 +88,20 @@ enum End {
 
 fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> {
     model.check_finite()?;
-    let mut trainer = Trainer::new(model, fit.recipe, fit.masks, &fit.device)?.with_teacher(fit.teacher)?;
+    if fit.recipe.clip.is_some() && fit.masks.is_some() {
+        return Err(Error::Recipe("clip: masks are of the ranks that the network begins with".into()));
+    }
+    let pipeline = Pipeline::new(fit.train, fit.preprocessing, &fit.recipe.augment, fit.recipe.seed)?;
+    let mut run =
+        Run { start: model, fit, identity: None, history: History::open(None, 0)?, saved: None, end };
+    let mut trainer = run.trainer(model)?;
     check_data(trainer.net(), fit.train)?;
     if let Some(test) = fit.test {
         check_data(trainer.net(), test)?;
     }
-    let pipeline = Pipeline::new(fit.train, fit.preprocessing, &fit.recipe.augment, fit.recipe.seed)?;
-    let mut run = Run { fit, identity: None, history: History::open(None, 0)?, saved: None, end };
     if let Some(folder) = fit.folder {
         std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
-        trainer = run.resume(model, trainer, folder)?;
+        trainer = run.resume(trainer, folder)?;
     }
     let mut bar = Bar::new(&fit.progress, trainer.iteration(), fit.recipe.iterations);
     let result = run.iterate(&mut trainer, &pipeline, &mut bar);
@@ -127,6 +132,7 @@ fn diverged(error: Error, iteration: u64, trainer: &Trainer, loss: f64) -> Error
 
 /// A run and what it wrote so far.
 struct Run<'a> {
+    start: &'a Model,
     fit: &'a Fit<'a>,
     identity: Option<Identity>,
     history: History,
@@ -137,12 +143,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Picks up what the folder holds.
-    fn resume(&mut self, model: &Model, mut trainer: Trainer, folder: &Path) -> Result<Trainer> {
-        let identity = Identity::of(model, self.fit);
+    fn resume(&mut self, mut trainer: Trainer, folder: &Path) -> Result<Trainer> {
+        let identity = Identity::of(self.start, self.fit);
         let mut records = 0;
-        if let Some(checkpoint) = checkpoint::read(folder, model, &identity)? {
-            trainer = Trainer::new(&checkpoint.model, self.fit.recipe, self.fit.masks, &self.fit.device)?
-                .with_teacher(self.fit.teacher)?;
+        if let Some(checkpoint) = checkpoint::read(folder, self.start, &identity)? {
+            trainer = self.trainer(&checkpoint.model)?;
             trainer.resume(checkpoint.iteration, checkpoint.momentum);
             records = checkpoint.records;
             self.saved = Some(checkpoint.iteration);
@@ -150,6 +155,22 @@ impl Run<'_> {
         self.history = History::open(Some(folder), records)?;
         self.identity = Some(identity);
         Ok(trainer)
+    }
+
+    fn trainer(&self, model: &Model) -> Result<Trainer> {
+        Trainer::new(model, self.fit.recipe, self.fit.masks, &self.fit.device)?.with_teacher(self.fit.teacher)
+    }
+
+    /// Cuts pairs to the rank that they need by now, and goes on with what is left of the momentum.
+    fn clip(&self, trainer: &mut Trainer, clip: &Clip) -> Result<Vec<ClippedLayer>> {
+        let clipped =
+            cofilter_lowrank::clip(&trainer.net().to_model()?, Some(trainer.momentum()), &clip.rule)?;
+        if let Some(momentum) = clipped.momentum.filter(|_| !clipped.layers.is_empty()) {
+            let iteration = trainer.iteration();
+            *trainer = self.trainer(&clipped.model)?;
+            trainer.resume(iteration, momentum);
+        }
+        Ok(clipped.layers)
     }
 
     /// To the end (`None`) or until asked to stop.
@@ -179,14 +200,20 @@ impl Run<'_> {
             pipeline.fill(Some(iteration), &sampler.indices(iteration), &mut images, &mut labels)?;
             let done = iteration + 1;
             let last = done == recipe.iterations;
+            let clip = recipe.clip.as_ref().filter(|clip| !last && clip.is_due(done));
             let evaluate = recipe.evaluate_every > 0
                 && (last || done.is_multiple_of(recipe.evaluate_every))
                 && self.fit.test.is_some();
-            let record =
-                evaluate || (recipe.record_every > 0 && (last || done.is_multiple_of(recipe.record_every)));
+            let record = evaluate
+                || clip.is_some()
+                || (recipe.record_every > 0 && (last || done.is_multiple_of(recipe.record_every)));
             let step = trainer.step(images, &labels, record)?;
             watch.lap(begin.elapsed());
             bar.advance(&step, recipe.batch, || watch.images_per_s());
+            let clipped = match clip {
+                Some(clip) => self.clip(trainer, clip)?,
+                None => Vec::new(),
+            };
             if record {
                 let test = match self.fit.test.filter(|_| evaluate) {
                     Some(test) => {
@@ -204,7 +231,8 @@ impl Run<'_> {
                 if let Some(score) = &test {
                     bar.evaluated(score);
                 }
-                self.history.push(new_record(&step, recipe.batch, test, watch.read()))?;
+                let record = new_record(&step, recipe.batch, test, watch.read());
+                self.history.push(Record { clipped, ..record })?;
             }
             if last || (recipe.checkpoint_every > 0 && done.is_multiple_of(recipe.checkpoint_every)) {
                 self.save(trainer)?;
@@ -220,7 +248,7 @@ impl Run<'_> {
             return Ok(Some(checkpoint::path(folder)));
         }
         self.history.sync()?;
-        let path = checkpoint::write(folder, trainer, self.history.records().len(), identity)?;
+        let path = checkpoint::write(folder, self.start, trainer, self.history.records().len(), identity)?;
         self.saved = Some(trainer.iteration());
         Ok(Some(path))
     }
@@ -236,6 +264,7 @@ fn new_record(step: &Step, batch: usize, test: Option<Score>, clock: Clock) -> R
         top1: step.correct as f64 / batch as f64,
         force_share: step.force_share,
         test,
+        clipped: Vec::new(),
         clock: Some(clock),
     }
 }

@@ -1,4 +1,5 @@
 use crate::{Error, Result, Score};
+use cofilter_lowrank::ClippedLayer;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -24,6 +25,9 @@ pub struct Record {
     /// Evaluation on the test set, after the update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Score>,
+    /// Pairs that lost rank after the update, and before the evaluation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clipped: Vec<ClippedLayer>,
     /// What depends on the machine; everything else is a function of recipe, data and starting model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Clock>,

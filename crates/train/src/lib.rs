@@ -1,4 +1,5 @@
-//! Training of graphs: a [`Model`](cofilter_graph::Model) goes in, a trained one of the same graph comes out.
+//! Training of graphs: a [`Model`](cofilter_graph::Model) goes in, a trained one of the same graph comes out (of
+//! smaller ranks, where a recipe clips them).
 //!
 //! - [`fit`] is the loop: seeded order and augmentation, evaluation, history, checkpoints, exact resumption.
 //! - [`Recipe`] says how, as plain data; the update is Caffe's (paper, section 1.4), with force regularisation.
@@ -11,6 +12,7 @@
 //! candle's own. Equal arguments give equal bytes, for any number of threads.
 
 mod checkpoint;
+mod clip;
 mod distillation;
 mod error;
 mod evaluate;
@@ -29,6 +31,7 @@ mod trainer;
 
 /// Where to compute.
 pub use candle_core::Device;
+pub use clip::Clip;
 pub use distillation::Distillation;
 pub use error::{Error, Result};
 pub use evaluate::{Score, evaluate};

@@ -1,4 +1,4 @@
-use crate::{Distillation, Error, Multipliers, Result, Schedule};
+use crate::{Clip, Distillation, Error, Multipliers, Result, Schedule};
 use cofilter_data::Augment;
 use cofilter_force::{Direction, Force, Rule, Scaling};
 use cofilter_graph::{Graph, Op};
@@ -39,6 +39,9 @@ pub struct Recipe {
     /// Learning from a teacher, [`crate::Fit::teacher`], as well as from labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distillation: Option<Distillation>,
+    /// Rank clipping of a decomposed network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
     /// Random crops and mirroring.
     pub augment: Augment,
     /// Iterations between two evaluations on the test set, which also happens at the end; 0: never.
@@ -72,6 +75,7 @@ impl Default for Recipe {
             clip_gradients: None,
             output_weights: Vec::new(),
             distillation: None,
+            clip: None,
             augment: Augment::default(),
             evaluate_every: 0,
             checkpoint_every: 0,
@@ -184,6 +188,9 @@ impl Recipe {
         }
         if let Some(problem) = self.distillation.and_then(|of| of.problem()) {
             return bad(problem);
+        }
+        if let Some(clip) = &self.clip {
+            clip.check(graph)?;
         }
         let heads = graph.outputs().len();
         if !self.output_weights.is_empty() && self.output_weights.len() != heads {

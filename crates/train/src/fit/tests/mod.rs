@@ -1,3 +1,5 @@
+mod clip;
+
 use super::*;
 use crate::{ForceRule, Multiplier, Multipliers, Schedule};
 use cofilter_data::Augment;
