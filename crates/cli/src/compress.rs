@@ -184,6 +184,8 @@ impl Args {
         work: &Path,
     ) -> Result<Outcome> {
         let mut now = source.clone();
+        // What the last stage made its network from.
+        let mut before = source.clone();
         let mut ranks = decompose::ranks_of(source);
         let mut speed = None;
         let images = |artifact: &Artifact, count: usize| {
@@ -198,8 +200,8 @@ impl Args {
             let kept = work.join(format!("{number}-{key}.safetensors"));
             let name = stage.name();
             let fail = || format!("stage {number}, {name}");
-            now = match stage {
-                Stage::Finetune(_) if self.dry_run => now,
+            let next = match stage {
+                Stage::Finetune(_) if self.dry_run => now.clone(),
                 _ if kept.is_file() => {
                     tracing::info!("stage {number}, {name}: done before, {}", kept.display());
                     let artifact = Artifact::load(&kept)?;
@@ -228,6 +230,12 @@ impl Args {
                     speed = Some(found);
                     result
                 }
+                Stage::BatchNorm(of) => {
+                    let images = images(&now, of.images).with_context(fail)?;
+                    decompose::restate(&now, &before.model, &calibration(&images, self.threads))
+                        .with_context(fail)?
+                }
+                Stage::Staged(_) => unreachable!("a recipe that was read has its parts instead"),
                 Stage::Finetune(settings) => {
                     let split = split.context("fine-tuning needs `data`")?;
                     let folder = work.join(format!("{number}-{key}"));
@@ -237,6 +245,7 @@ impl Args {
                     finetune::tune(&now, path, &job, &folder).with_context(fail)?
                 }
             };
+            before = std::mem::replace(&mut now, next);
             if !self.dry_run && !kept.is_file() {
                 std::fs::create_dir_all(work).with_context(|| work.display().to_string())?;
                 now.save(&kept)?;

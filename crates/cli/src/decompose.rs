@@ -12,7 +12,7 @@ use cofilter_graph::{Artifact, Model};
 use cofilter_lowrank::target::{Survey, SurveySettings, measured_speedup};
 use cofilter_lowrank::{
     Budget, Calibration, LayerReport, Limit, Method, Quantity, Rank, RankRule, Report, Settings, decompose,
-    decompose_calibrated, recompose,
+    decompose_calibrated, recompose, reestimate_batch_norm,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,10 +27,17 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     choice: Choice,
+    #[command(flatten)]
+    sight: Sight,
+}
+
+/// What a decomposition looks at beside weights.
+#[derive(clap::Args)]
+pub(crate) struct Sight {
     /// Folder of a data set. The error of the outputs for some of its training images is made small, instead of that of the
     /// weights; labels are not looked at
     #[arg(long, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// How many images
     #[arg(long, default_value_t = IMAGES, requires = "data")]
     images: usize,
@@ -75,9 +82,10 @@ pub(crate) struct Choice {
 #[derive(clap::Args)]
 #[group(multiple = false)]
 struct Rule {
-    /// Smallest ranks that keep this share of the energy, the squares of the singular values [default: 0.95]
-    #[arg(long, value_name = "SHARE")]
-    energy: Option<f64>,
+    /// Smallest ranks that keep this share of the energy, the squares of the singular values; `rank` takes several [default: 0.95;
+    /// rank: 0.9,0.95,0.99]
+    #[arg(long, value_delimiter = ',', value_name = "SHARE")]
+    energy: Vec<f64>,
     /// Smallest ranks that keep this share of the norm (the authors' rule for `svd`)
     #[arg(long, value_name = "SHARE")]
     norm: Option<f64>,
@@ -107,20 +115,38 @@ struct Rule {
 impl Rule {
     fn read(&self) -> Result<RankRule> {
         Ok(match self {
-            Self { energy: Some(energy), .. } => RankRule::Energy(*energy),
             Self { norm: Some(norm), .. } => RankRule::Norm(*norm),
             Self { ratio: Some(ratio), .. } => RankRule::Ratio(*ratio),
             Self { stable_rank: Some(times), .. } => RankRule::StableRank(*times),
             Self { evbmf: true, .. } => RankRule::Evbmf,
             Self { budget: Some(budget), .. } => RankRule::Budget(*budget),
             Self { ranks: Some(list), .. } => RankRule::Ranks(ranks(list)?),
-            _ => RankRule::Energy(0.95),
+            Self { energy, .. } => match energy.as_slice() {
+                [] => RankRule::Energy(0.95),
+                [energy] => RankRule::Energy(*energy),
+                several => bail!("--energy: expected one share, found {}", several.len()),
+            },
         })
     }
 }
 
 impl Choice {
-    pub(crate) fn settings(&self) -> Result<Settings> {
+    /// Several shares of the energy, or nothing else than shares of it.
+    pub(crate) fn energies(&self) -> &[f64] {
+        &self.rule.energy
+    }
+
+    /// Whether nothing is said but shares of the energy.
+    pub(crate) fn is_usual(&self) -> bool {
+        let Rule { energy: _, norm, ratio, stable_rank, evbmf, budget, target_speedup, ranks } = &self.rule;
+        let shares = [norm, ratio, stable_rank, target_speedup];
+        let rule =
+            *evbmf || budget.is_some() || ranks.is_some() || shares.iter().any(|share| share.is_some());
+        let Self { rule: _, method, methods, linear: _, pointwise: _, grow: _, exclude: _ } = self;
+        !rule && method.is_none() && methods.is_empty()
+    }
+
+    fn settings(&self) -> Result<Settings> {
         Ok(Settings {
             method: self.method.unwrap_or_default(),
             methods: self.methods.iter().cloned().collect(),
@@ -220,33 +246,10 @@ struct Written<'a> {
 
 impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
-        ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
-        ensure!(self.images > 0, "--images 0: expected at least 1");
-        if let Some(speedup) = self.choice.rule.target_speedup {
-            ensure!(speedup.is_finite() && speedup > 1.0, "--target-speedup {speedup}: expected above 1");
-            ensure!(self.batch > 0, "--batch 0: expected at least 1");
-        }
         let target = Target::of(&self.out, false)?;
-        let settings = self.choice.settings()?;
         let source = self.source.open()?;
-        let images = match &self.data {
-            None => None,
-            Some(folder) => {
-                let split = cofilter_data::open(folder)?;
-                Some(sample(&source, &self.source.model, &split, self.images)?)
-            }
-        };
-        let calibration = images.as_deref().map(|images| calibration(images, self.threads));
-        let mut reached = None;
-        let (artifact, report) = match (self.choice.rule.target_speedup, &calibration) {
-            (Some(speedup), Some(calibration)) => {
-                let survey = self.choice.survey(self.batch, self.threads)?;
-                let (artifact, report, of) = reach(&source, &survey, speedup, calibration)?;
-                reached = Some(of);
-                (artifact, report)
-            }
-            _ => apply(&source, &settings, calibration.as_ref())?,
-        };
+        let Plan { artifact, report, reached } =
+            plan(&source, &self.source.model, &self.choice, &self.sight)?;
         // The small network is another one, and the file is to hold just that.
         let (_, verdict) = target.write(&artifact, &artifact.model, &self.out, Some(&Limits::default()))?;
         let verdict = verdict.context("nothing was verified")?;
@@ -256,6 +259,42 @@ impl Args {
         let written = Written { out: &self.out, written: verdict.met, reached: &reached, report: &report };
         let fast_enough = reached.as_ref().is_none_or(Speed::met);
         Ok(Output::new(text, &written)?.with_met(verdict.met && fast_enough))
+    }
+}
+
+/// A decomposition as a command asks for it.
+pub(crate) struct Plan {
+    pub(crate) artifact: Artifact,
+    pub(crate) report: Report,
+    /// Where a speedup was asked for.
+    pub(crate) reached: Option<Speed>,
+}
+
+/// Decomposes the network of this file.
+pub(crate) fn plan(source: &Artifact, path: &Path, choice: &Choice, sight: &Sight) -> Result<Plan> {
+    let Sight { data, images, batch, threads } = sight;
+    ensure!((1..=1024).contains(threads), "--threads {threads}: expected 1 to 1024");
+    ensure!(*images > 0, "--images 0: expected at least 1");
+    if let Some(speedup) = choice.rule.target_speedup {
+        ensure!(speedup.is_finite() && speedup > 1.0, "--target-speedup {speedup}: expected above 1");
+        ensure!(*batch > 0, "--batch 0: expected at least 1");
+    }
+    let settings = choice.settings()?;
+    let images = match data {
+        None => None,
+        Some(folder) => Some(sample(source, path, &cofilter_data::open(folder)?, *images)?),
+    };
+    let calibration = images.as_deref().map(|images| calibration(images, *threads));
+    match (choice.rule.target_speedup, &calibration) {
+        (Some(speedup), Some(calibration)) => {
+            let survey = choice.survey(*batch, *threads)?;
+            let (artifact, report, reached) = reach(source, &survey, speedup, calibration)?;
+            Ok(Plan { artifact, report, reached: Some(reached) })
+        }
+        _ => {
+            let (artifact, report) = apply(source, &settings, calibration.as_ref())?;
+            Ok(Plan { artifact, report, reached: None })
+        }
     }
 }
 
@@ -304,6 +343,12 @@ pub(crate) fn apply(
     artifact.provenance.parent_sha256 = Some(source.sha256());
     artifact.provenance.recipe = Some(serde_json::json!({ "decompose": settings, "ranks": report.ranks() }));
     Ok((artifact, report))
+}
+
+/// New statistics of batch normalisations, moved by as much as the decomposition moved those of these images.
+pub(crate) fn restate(small: &Artifact, original: &Model, calibration: &Calibration<'_>) -> Result<Artifact> {
+    let model = reestimate_batch_norm(&small.model, Some(&recompose(original)?), calibration)?;
+    Ok(Artifact { model, provenance: small.provenance.clone() })
 }
 
 /// What was measured on the way to a speedup.

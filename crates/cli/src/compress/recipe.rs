@@ -7,8 +7,8 @@ use crate::finetune;
 use crate::source::About;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::Augment;
-use cofilter_lowrank::Settings;
 use cofilter_lowrank::target::SurveySettings;
+use cofilter_lowrank::{RankRule, Settings};
 use cofilter_train::Schedule;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -68,7 +68,47 @@ pub(super) enum Stage {
     DecomposeCalibrated(Calibrated),
     /// So that the network runs as fast as is wanted.
     Target(Speedup),
+    /// New statistics of batch normalisations, after a decomposition by the weights alone.
+    BatchNorm(Images),
     Finetune(Box<cofilter_train::Recipe>),
+    /// A little smaller, trained further, and again. Stands for as many pairs of stages.
+    Staged(Box<Staged>),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Images {
+    /// Training images that are looked at.
+    #[serde(default = "usual_images")]
+    pub(super) images: usize,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Staged {
+    /// How ranks are chosen, one rule a time.
+    rules: Vec<RankRule>,
+    /// What `decompose` has, but for the rule.
+    #[serde(default)]
+    settings: Settings,
+    /// Training images that are looked at; 0: by the weights alone.
+    #[serde(default = "usual_images")]
+    images: usize,
+    /// How the network is trained after each.
+    finetune: cofilter_train::Recipe,
+}
+
+impl Staged {
+    fn stages(&self) -> impl Iterator<Item = Stage> {
+        self.rules.iter().flat_map(|rule| {
+            let settings = Settings { rule: rule.clone(), ..self.settings.clone() };
+            let decompose = match self.images {
+                0 => Stage::Decompose(settings),
+                images => Stage::DecomposeCalibrated(Calibrated { settings, images }),
+            };
+            [decompose, Stage::Finetune(Box::new(self.finetune.clone()))]
+        })
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -109,12 +149,14 @@ impl Stage {
             Self::Decompose(_) => "decompose",
             Self::DecomposeCalibrated(_) => "decompose_calibrated",
             Self::Target(_) => "target",
+            Self::BatchNorm(_) => "batch_norm",
             Self::Finetune(_) => "finetune",
+            Self::Staged(_) => "staged",
         }
     }
 
     pub(super) fn decomposes(&self) -> bool {
-        !matches!(self, Self::Finetune(_))
+        !matches!(self, Self::Finetune(_) | Self::BatchNorm(_))
     }
 
     /// Whether it learns from the network that the recipe begins with.
@@ -160,6 +202,19 @@ impl Recipe {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut recipe: Self =
             toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        ensure!(
+            !recipe.stages.iter().any(|stage| matches!(stage, Stage::Staged(of) if of.rules.is_empty())),
+            "{}: staged: expected `rules`, one or more",
+            path.display()
+        );
+        recipe.stages = recipe
+            .stages
+            .into_iter()
+            .flat_map(|stage| match stage {
+                Stage::Staged(of) => of.stages().collect(),
+                other => vec![other],
+            })
+            .collect();
         let folder = path.parent().unwrap_or(Path::new("."));
         let of = |file: &mut PathBuf| *file = folder.join(&*file);
         let About { weights, mean, .. } = &mut recipe.about;
@@ -237,7 +292,8 @@ impl Recipe {
     fn check(&self) -> Result<()> {
         ensure!(
             !self.stages.is_empty(),
-            "no stages: expected [[stages]] with `stage` one of decompose, decompose_calibrated, target, finetune"
+            "no stages: expected [[stages]] with `stage` one of decompose, decompose_calibrated, target, batch_norm, finetune, \
+             staged"
         );
         ensure!(self.model.is_some(), "no network: expected `model`, or `--model`");
         let seconds = self.bench.seconds;
@@ -255,7 +311,8 @@ impl Recipe {
             let images = match stage {
                 Stage::DecomposeCalibrated(of) => of.images,
                 Stage::Target(of) => of.images,
-                Stage::Decompose(_) | Stage::Finetune(_) => 1,
+                Stage::BatchNorm(of) => of.images,
+                Stage::Decompose(_) | Stage::Finetune(_) | Stage::Staged(_) => 1,
             };
             ensure!(images > 0, "stage {}, {}: expected at least 1 image, found 0", at + 1, stage.name());
             if let Stage::Target(Speedup { speedup, survey, .. }) = stage {
@@ -274,6 +331,22 @@ impl Recipe {
                 }
             }
         }
+        for (at, pair) in self.stages.windows(2).enumerate() {
+            ensure!(
+                !matches!(pair[1], Stage::BatchNorm(_)) || matches!(pair[0], Stage::Decompose(_)),
+                "stage {}, batch_norm: expected right after `decompose`, found after `{}`{}",
+                at + 2,
+                pair[0].name(),
+                match pair[0].decomposes() {
+                    true => ", which keeps the means of all outputs itself",
+                    false => "",
+                }
+            );
+        }
+        ensure!(
+            !matches!(self.stages[0], Stage::BatchNorm(_)),
+            "stage 1, batch_norm: expected right after `decompose`, found as the first stage"
+        );
         let two = self.stages.windows(2).position(|pair| pair.iter().all(Stage::decomposes));
         if let Some(at) = two {
             bail!(
