@@ -308,19 +308,8 @@ pub(crate) fn sample(source: &Artifact, path: &Path, split: &Split, count: usize
         "data set `{}` gives images of {found:?}, the network takes {expected}",
         split.train.name()
     );
-    // A value of the network is held for all of them.
-    let largest = source.model.graph().nodes().iter().map(|node| node.shape().elements()).max().unwrap_or(1);
-    let most = (LARGEST_VALUE / (4 * largest)).max(16);
-    if count > most {
-        tracing::warn!(
-            "{most} images are looked at instead of {count}, whose values would take too much memory"
-        );
-    }
-    Ok(pipeline.sample(count.min(most))?)
+    Ok(pipeline.sample(count)?)
 }
-
-/// Bytes of a value for all images.
-const LARGEST_VALUE: usize = 1 << 30;
 
 /// As the commands calibrate.
 pub(crate) fn calibration(images: &[f32], threads: usize) -> Calibration<'_> {

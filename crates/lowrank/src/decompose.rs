@@ -76,6 +76,8 @@ pub fn decompose_calibrated(
     let mut values = Values::new(&biased, calibration)?;
     // The network with the products of the new layers.
     let mut now = biased.clone();
+    // Nodes whose values are others than in the original network.
+    let mut changed = vec![false; biased.graph().nodes().len()];
     let mut replacements = Vec::with_capacity(selected.len());
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(calibration.threads)
@@ -83,13 +85,12 @@ pub fn decompose_calibrated(
         .map_err(|error| Error::Calibration { reason: error.to_string() })?;
     for of in &selected {
         let input = biased.graph().node(of.layer.id).inputs()[0];
-        let before = original.at(&biased, input)?;
-        let read = if calibration.asymmetric { Some(values.at(&now, input)?) } else { None };
+        let before = original.stream(&biased, input)?;
         // Up to the first layer that changes, both are the same.
-        let read = read.filter(|read| **read != *before);
+        let differs = calibration.asymmetric && changed[input.index()];
+        let read = if differs { Some(values.stream(&now, input)?) } else { None };
         let replacement = pool.install(|| {
-            let read = read.as_ref().map(|read| read.as_slice());
-            let groups = Moments::of(&of.layer, original.count(), &before, read, calibration);
+            let groups = Moments::of(&of.layer, before, read, calibration)?;
             replace(of, settings, Some(&Statistics { groups, ridge: calibration.ridge }))
         })?;
         if replacement.replaces {
@@ -102,6 +103,10 @@ pub fn decompose_calibrated(
                 tensors[1] = bias.clone();
             }
             now = now.with_params(params)?;
+            changed[of.layer.id.index()] = true;
+            for (id, node) in biased.graph().iter() {
+                changed[id.index()] |= node.inputs().iter().any(|input| changed[input.index()]);
+            }
         }
         replacements.push(replacement);
     }

@@ -69,22 +69,27 @@ struct Statistics {
 
 impl Statistics {
     /// Of what a node reads.
-    fn of(model: &Model, id: NodeId, values: &mut Values) -> Result<Self> {
+    fn of(model: &Model, id: NodeId, values: &mut Values<'_>) -> Result<Self> {
         let node = model.graph().node(id);
-        let read = values.at(model, node.inputs()[0])?;
         let places: usize = node.shape().spatial().iter().product();
         let channels = node.shape().channels();
-        let (mean, variance) = (0..channels)
-            .map(|channel| {
-                let maps =
-                    || read.chunks_exact(channels * places).map(|image| &image[channel * places..][..places]);
-                let numbers = || maps().flatten().map(|v| f64::from(*v));
-                #[expect(clippy::cast_precision_loss, reason = "a count of numbers in memory")]
-                let n = (values.count() * places) as f64;
-                let mean = numbers().sum::<f64>() / n;
-                (mean, numbers().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0))
-            })
-            .unzip();
+        #[expect(clippy::cast_precision_loss, reason = "a count of numbers")]
+        let n = (values.count() * places) as f64;
+        // Of each channel, over all images.
+        let mut sums = |of: &dyn Fn(usize, f64) -> f64| -> Result<Vec<f64>> {
+            let mut sums = vec![0.0; channels];
+            values.each(model, node.inputs()[0], |_, maps| {
+                for (i, map) in maps.chunks_exact(places).enumerate() {
+                    let channel = i % channels;
+                    map.iter().for_each(|v| sums[channel] += of(channel, f64::from(*v)));
+                }
+            })?;
+            Ok(sums)
+        };
+        let mean = sums(&|_, value| value)?;
+        let mean: Vec<f64> = mean.into_iter().map(|sum| sum / n).collect();
+        let squares = sums(&|channel, value| (value - mean[channel]).powi(2))?;
+        let variance = squares.into_iter().map(|sum| sum / (n - 1.0).max(1.0)).collect();
         Ok(Self { mean, variance })
     }
 }

@@ -8,7 +8,7 @@ mod values;
 pub use batch_norm::reestimate_batch_norm;
 pub(crate) use moments::Moments;
 pub(crate) use refit::{bias, output_error, refit, regression, ridged};
-pub(crate) use values::Values;
+pub(crate) use values::{Stream, Values};
 
 use crate::{Error, Result};
 use cofilter_graph::Model;
@@ -16,8 +16,9 @@ use cofilter_graph::Model;
 /// Images that stand for those that the network will see. Labels are not needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Calibration<'a> {
-    /// The network's input for each image, one after the other: `[n, C, H, W]`. Up to three values of a network are held for all of
-    /// them, twice.
+    /// The network's input for each image, one after the other: `[n, C, H, W]`. The network is run on some of them at a time; values
+    /// inside it that take no more than 1 GiB for all images are kept for the layers that follow, larger ones are computed again
+    /// for each layer.
     pub images: &'a [f32],
     /// Threads that the network runs with, and the statistics are summed with. Results do not depend on them.
     pub threads: usize,

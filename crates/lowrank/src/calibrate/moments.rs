@@ -1,4 +1,5 @@
-use super::Calibration;
+use super::{Calibration, Stream};
+use crate::Result;
 use crate::layer::Layer;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
@@ -27,55 +28,32 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    /// Of each group, for the values that the layer reads in the original network and now, `[n, C, H, W]`.
+    /// Of each group, for the values that the layer reads in the original network and, where it reads others, now.
     pub(crate) fn of(
         layer: &Layer<'_>,
-        count: usize,
-        original: &[f32],
-        now: Option<&[f32]>,
+        mut original: Stream<'_, '_>,
+        mut now: Option<Stream<'_, '_>>,
         calibration: &Calibration<'_>,
-    ) -> Vec<Self> {
-        (0..layer.groups).map(|g| Self::of_group(layer, g, count, original, now, calibration)).collect()
-    }
-
-    fn of_group(
-        layer: &Layer<'_>,
-        group: usize,
-        count: usize,
-        original: &[f32],
-        now: Option<&[f32]>,
-        calibration: &Calibration<'_>,
-    ) -> Self {
-        let len = layer.len;
-        let windows = Windows::of(layer, group, calibration.windows);
-        let weight = layer.group(group);
-        let weight = Mat::from_fn(len, layer.group_filters(), |i, n| f64::from(weight[n * len + i]));
-        let mut sums = Sums {
-            mean: vec![0.0; len],
-            mean_now: vec![0.0; len],
-            own: Mat::zeros(len, len),
-            cross: now.map(|_| Mat::zeros(len, len)),
-            outputs: vec![[0.0, 0.0]; layer.group_filters()],
-            samples: 0.0,
-        };
-        let image = original.len() / count;
-        let per_image = windows.chosen(0).len();
-        let images = ROWS.div_ceil(per_image);
-        for first in (0..count).step_by(images) {
-            let batch = first..(first + images).min(count);
-            let gather = |from: &[f32]| {
-                let rows = batch.len() * per_image;
-                let mut x = Mat::zeros(rows, len);
-                for (i, image_index) in batch.clone().enumerate() {
-                    let map = &from[image_index * image..(image_index + 1) * image];
-                    windows.copy(map, image_index, &mut x, i * per_image);
-                }
-                x
+    ) -> Result<Vec<Self>> {
+        let mut groups: Vec<Sums> =
+            (0..layer.groups).map(|g| Sums::new(layer, g, now.is_some(), calibration.windows)).collect();
+        let image = layer.channels * layer.extents.iter().product::<usize>();
+        while let Some((first, maps)) = original.next()? {
+            let maps_now = match &mut now {
+                Some(now) => now.next()?.map(|(_, maps)| maps),
+                None => None,
             };
-            let x = gather(original);
-            sums.add(x.as_ref(), now.map(gather).as_ref().map(Mat::as_ref), weight.as_ref());
+            for i in 0..maps.len() / image {
+                let map = &maps[i * image..][..image];
+                let map_now = maps_now.map(|maps| &maps[i * image..][..image]);
+                groups.iter_mut().for_each(|sums| sums.look(first + i, map, map_now));
+            }
         }
-        sums.finish()
+        // So that what was computed is kept.
+        if let Some(now) = &mut now {
+            now.next()?;
+        }
+        Ok(groups.into_iter().map(Sums::finish).collect())
     }
 
     /// Covariance of `x` and `x'`.
@@ -96,6 +74,13 @@ impl Moments {
 
 /// Moments under way.
 struct Sums {
+    windows: Windows,
+    /// Filters of the group, `[L, N]`.
+    weight: Mat<f64>,
+    /// Windows of a product that are there, of the original network and now.
+    x: Mat<f64>,
+    x_now: Option<Mat<f64>>,
+    rows: usize,
     mean: Vec<f64>,
     mean_now: Vec<f64>,
     /// `sum x' x'^T`, on and below the diagonal.
@@ -108,6 +93,55 @@ struct Sums {
 }
 
 impl Sums {
+    fn new(layer: &Layer<'_>, group: usize, two: bool, most: usize) -> Self {
+        let len = layer.len;
+        let windows = Windows::of(layer, group, most);
+        let weight = layer.group(group);
+        let weight = Mat::from_fn(len, layer.group_filters(), |i, n| f64::from(weight[n * len + i]));
+        let per_image = windows.chosen(0).len();
+        // Whole images.
+        let rows = ROWS.div_ceil(per_image) * per_image;
+        Self {
+            windows,
+            weight,
+            x: Mat::zeros(rows, len),
+            x_now: two.then(|| Mat::zeros(rows, len)),
+            rows: 0,
+            mean: vec![0.0; len],
+            mean_now: vec![0.0; len],
+            own: Mat::zeros(len, len),
+            cross: two.then(|| Mat::zeros(len, len)),
+            outputs: vec![[0.0, 0.0]; layer.group_filters()],
+            samples: 0.0,
+        }
+    }
+
+    /// Takes the windows of an image.
+    fn look(&mut self, image: usize, map: &[f32], map_now: Option<&[f32]>) {
+        let chosen = self.windows.chosen(image);
+        self.windows.copy(map, &chosen, &mut self.x, self.rows);
+        if let (Some(x_now), Some(map_now)) = (&mut self.x_now, map_now) {
+            self.windows.copy(map_now, &chosen, x_now, self.rows);
+        }
+        self.rows += chosen.len();
+        if self.rows == self.x.nrows() {
+            self.flush();
+        }
+    }
+
+    /// Adds the products of what is there.
+    fn flush(&mut self) {
+        let x = std::mem::replace(&mut self.x, Mat::new());
+        let x_now = self.x_now.take();
+        let weight = std::mem::replace(&mut self.weight, Mat::new());
+        let rows = std::mem::take(&mut self.rows);
+        if rows > 0 {
+            let now = x_now.as_ref().map(|x| x.subrows(0, rows));
+            self.add(x.subrows(0, rows), now, weight.as_ref());
+        }
+        (self.x, self.x_now, self.weight) = (x, x_now, weight);
+    }
+
     fn add(&mut self, x: MatRef<'_, f64>, now: Option<MatRef<'_, f64>>, weight: MatRef<'_, f64>) {
         let x_now = now.unwrap_or(x);
         let add_sums = |to: &mut [f64], x: MatRef<'_, f64>| {
@@ -146,6 +180,7 @@ impl Sums {
     }
 
     fn finish(mut self) -> Moments {
+        self.flush();
         let n = self.samples;
         self.mean.iter_mut().chain(&mut self.mean_now).for_each(|sum| *sum /= n);
         let len = self.mean.len();
@@ -222,12 +257,14 @@ impl Windows {
             .collect()
     }
 
-    /// Copies the windows of an image into rows of `to`.
-    fn copy(&self, map: &[f32], image: usize, to: &mut Mat<f64>, first_row: usize) {
+    /// Copies windows of an image into rows of `to`.
+    fn copy(&self, map: &[f32], chosen: &[usize], to: &mut Mat<f64>, first_row: usize) {
+        // What lies outside of the map is zero.
+        to.subrows_mut(first_row, chosen.len()).fill(0.0);
         let [height, width] = self.extents;
         let [rows, columns] = self.kernel;
         let [first_channel, channels] = self.channels;
-        for (row, window) in self.chosen(image).into_iter().enumerate() {
+        for (row, &window) in chosen.iter().enumerate() {
             let [y, x] = [window / self.result[1], window % self.result[1]];
             for i in 0..rows {
                 let Some(from_row) = (y * self.stride[0] + i * self.dilation[0])

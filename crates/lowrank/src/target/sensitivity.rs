@@ -17,7 +17,8 @@ pub(super) fn measure(
 ) -> Result<()> {
     let graph = model.graph();
     let output = graph.outputs()[0];
-    let wanted = Values::new(model, calibration)?.at(model, output)?;
+    let mut wanted = Vec::new();
+    Values::new(model, calibration)?.each(model, output, |_, part| wanted.extend_from_slice(part))?;
     let classes = graph.output_shape().elements();
     let probabilities = matches!(graph.node(output).op(), Op::Softmax);
     let pool = rayon::ThreadPoolBuilder::new()
@@ -30,8 +31,8 @@ pub(super) fn measure(
         if survey.ways.is_empty() {
             continue;
         }
-        let read = values.at(model, graph.node(layer.id).inputs()[0])?;
-        let groups = pool.install(|| Moments::of(layer, values.count(), &read, None, calibration));
+        let read = values.stream(model, graph.node(layer.id).inputs()[0])?;
+        let groups = pool.install(|| Moments::of(layer, read, None, calibration))?;
         let statistics = Statistics { groups, ridge: calibration.ridge };
         let mut ready: BTreeMap<Method, Ready<'_>> = BTreeMap::new();
         for way in &mut survey.ways {
