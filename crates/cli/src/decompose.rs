@@ -301,7 +301,8 @@ pub(crate) fn plan(source: &Artifact, path: &Path, choice: &Choice, sight: &Sigh
 /// Inputs of some training images.
 pub(crate) fn sample(source: &Artifact, path: &Path, split: &Split, count: usize) -> Result<Vec<f32>> {
     let of = preprocessing(source, path)?;
-    let pipeline = Pipeline::new(&split.train, &of, &Augment::default(), 0)?;
+    // Resizing is of all images that there are.
+    let pipeline = Pipeline::new(&split.train.spread(count), &of, &Augment::default(), 0)?;
     let (found, expected) = (pipeline.input_extents(), source.model.graph().input_shape());
     ensure!(
         found.as_slice() == expected.dims(),

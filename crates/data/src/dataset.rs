@@ -146,6 +146,20 @@ impl Dataset {
         Self { range: start + range.start..start + range.end, sha256: OnceLock::new(), ..self.clone() }
     }
 
+    /// Images spread evenly over the data set, `count` or all if there are fewer; the order stays.
+    #[must_use]
+    pub fn spread(&self, count: usize) -> Self {
+        let count = count.min(self.len());
+        let chosen = || (0..count).map(|i| i * self.len() / count);
+        Self {
+            pixels: chosen().flat_map(|i| self.image(i)).copied().collect::<Vec<u8>>().into(),
+            labels: chosen().map(|i| self.label(i)).collect::<Vec<u32>>().into(),
+            range: 0..count,
+            sha256: OnceLock::new(),
+            ..self.clone()
+        }
+    }
+
     /// SHA-256, in hexadecimal, of extents, pixels and labels: the three extents and the number of images as 64-bit
     /// little-endian numbers, then the pixels, then each label as 32 bits little-endian. Names do not count. Computed
     /// once, at the first call.

@@ -34,6 +34,31 @@ fn subsets_are_views() {
 }
 
 #[test]
+fn a_sample_is_spread_over_the_whole() {
+    let whole = small().subset(1..5);
+    let two = whole.spread(2);
+    assert_eq!((two.len(), two.labels()), (2, &[3, 2][..]));
+    assert_eq!(two.pixels(), [whole.image(0), whole.image(2)].concat());
+    assert_eq!(whole.spread(9).sha256(), whole.sha256());
+    assert!(whole.spread(0).is_empty());
+    // The same images as those of a pipeline.
+    let of = cofilter_graph::Preprocessing {
+        scale: 1.0,
+        mean: cofilter_graph::Subtract::Nothing,
+        std: Vec::new(),
+        channel_order: cofilter_graph::ChannelOrder::Rgb,
+        crop: [2, 3],
+        resize: None,
+        classes: Vec::new(),
+    };
+    let three = Dataset::new("three", [3, 2, 3], classes(2), pattern(126), vec![0; 7]).unwrap();
+    let sample = |data: &Dataset, count| {
+        cofilter_data::Pipeline::new(data, &of, &Default::default(), 0).unwrap().sample(count).unwrap()
+    };
+    assert_eq!(sample(&three.spread(3), 3), sample(&three, 3));
+}
+
+#[test]
 #[should_panic(expected = "image 3 of 3")]
 fn a_subset_does_not_show_what_lies_behind_it() {
     let _ = small().subset(1..4).image(3);
