@@ -8,7 +8,7 @@ use crate::rank::{Budget, Limit, Quantity};
 use crate::recompose::parts;
 use crate::report::{GroupReport, LayerReport, Report};
 use crate::{Error, Method, Rank, RankRule, Result, Settings, Spectrum};
-use cofilter_graph::{Array, Model, Op, decomposed_names};
+use cofilter_graph::{Array, Graph, Model, NodeId, Op, decomposed_names};
 use rayon::prelude::*;
 
 /// Replaces each selected layer by layers whose product is near it, see [`Method`].
@@ -32,7 +32,7 @@ pub fn decompose(model: &Model, settings: &Settings) -> Result<(Model, Report)> 
     let mut selected = select(model, settings)?;
     selected.iter().try_for_each(|of| of.layer.check_finite())?;
     if let RankRule::Budget(budget) = &settings.rule {
-        share_out(model, &mut selected, budget)?;
+        share_out(model, 0, &mut selected, budget)?;
     }
     // The longest first, each to the next thread that is free.
     let mut order: Vec<usize> = (0..selected.len()).collect();
@@ -70,7 +70,14 @@ pub fn decompose_calibrated(
     let mut selected = select(&biased, settings)?;
     selected.iter().try_for_each(|of| of.layer.check_finite())?;
     if let RankRule::Budget(budget) = &settings.rule {
-        share_out(&biased, &mut selected, budget)?;
+        // Biases that the layers did not have, and that no batch normalisation takes.
+        let consumers = model.graph().consumers();
+        let stays = |of: &&Selected<'_>| {
+            let id = of.layer.id;
+            model.tensors(id).len() == 1 && normaliser(model.graph(), &consumers, id).is_none()
+        };
+        let biases = selected.iter().filter(stays).map(|of| of.layer.filters).sum();
+        share_out(model, biases, &mut selected, budget)?;
     }
     let mut original = Values::new(&biased, calibration)?;
     let mut values = Values::new(&biased, calibration)?;
@@ -146,12 +153,9 @@ fn without_idle_biases(model: &Model, small: &Model) -> Result<Model> {
     let mut bare = vec![false; graph.nodes().len()];
     for layer in Layer::all(small) {
         let Some(bias) = layer.bias.filter(|_| !had_bias(layer.name)) else { continue };
-        let readers = &consumers[layer.id.index()];
         if bias.data().iter().all(|v| *v == 0.0) {
             bare[layer.id.index()] = true;
-        } else if let ([reader], false) = (readers.as_slice(), graph.outputs().contains(&layer.id))
-            && matches!(graph.node(*reader).op(), Op::BatchNorm(_))
-        {
+        } else if let Some(reader) = normaliser(graph, &consumers, layer.id) {
             bare[layer.id.index()] = true;
             moved[reader.index()] = Some(bias.clone());
         }
@@ -173,6 +177,16 @@ fn without_idle_biases(model: &Model, small: &Model) -> Result<Model> {
             }
         }
     })
+}
+
+/// The batch normalisation that alone reads a layer, if that is so.
+fn normaliser(graph: &Graph, consumers: &[Vec<NodeId>], layer: NodeId) -> Option<NodeId> {
+    match consumers[layer.index()].as_slice() {
+        [reader] if !graph.outputs().contains(&layer) => {
+            matches!(graph.node(*reader).op(), Op::BatchNorm(_)).then_some(*reader)
+        }
+        _ => None,
+    }
 }
 
 /// The network with the new layers, and what was done.
@@ -277,14 +291,15 @@ fn left_alone(layer: &Layer<'_>, settings: &Settings) -> Option<&'static str> {
     }
 }
 
-/// Chooses all ranks together.
-fn share_out(model: &Model, selected: &mut [Selected<'_>], budget: &Budget) -> Result<()> {
+/// Chooses all ranks together, where the network gets so many more numbers in any case.
+fn share_out(model: &Model, more: usize, selected: &mut [Selected<'_>], budget: &Budget) -> Result<()> {
     let cost = model.cost();
     let (quantity, whole, per) = match budget.of {
         Quantity::Params => ("params", cost.params(), 1),
         Quantity::Bytes => ("bytes", 4 * cost.params(), 4),
         Quantity::Macs => ("macs", cost.macs(), 1),
     };
+    let more = if budget.of == Quantity::Macs { 0 } else { more };
     let allowed = match budget.at_most {
         Limit::Count(count) => count,
         #[expect(
@@ -300,7 +315,7 @@ fn share_out(model: &Model, selected: &mut [Selected<'_>], budget: &Budget) -> R
     let dense: f64 = candidates.iter().map(|of| of[0].choice.cost).sum();
     let choices: Vec<Vec<Choice>> =
         candidates.iter().map(|of| of.iter().map(|candidate| candidate.choice).collect()).collect();
-    let (whole, room) = (real(whole) / real(per), real(allowed) / real(per));
+    let (whole, room) = (real(whole) / real(per) + real(more), real(allowed) / real(per));
     let chosen = choose(&choices, room - (whole - dense)).ok_or_else(|| {
         let least: f64 =
             choices.iter().map(|of| of.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();

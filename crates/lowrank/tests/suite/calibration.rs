@@ -4,7 +4,8 @@ use crate::identity::cases;
 use crate::oracle::{Numbers, evaluate, one_conv, relative, tensor};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, Init, Model, Op, Shape};
 use cofilter_lowrank::{
-    Calibration, Error, Method, RankRule, Settings, decompose, decompose_calibrated, reestimate_batch_norm,
+    Budget, Calibration, Error, Limit, Method, Quantity, RankRule, Settings, decompose, decompose_calibrated,
+    reestimate_batch_norm,
 };
 use cofilter_runtime::{BackendKind, Options, Plan};
 
@@ -270,4 +271,30 @@ fn images_that_make_no_sense_are_refused() {
     // A single image will do.
     let one = Calibration::new(&good[..432]);
     assert!(decompose_calibrated(&network(), &Settings::default(), &one).unwrap().0.check_finite().is_ok());
+}
+
+/// What the network costs at these ranks is a budget in which these ranks fit, biases that come and go included.
+#[test]
+fn a_budget_counts_the_biases_that_stay() {
+    let images = images(Shape::map(3, 12, 12), 40, 3);
+    let model = network();
+    let calibration = Calibration::new(&images);
+    for layer in ["conv1", "conv3"] {
+        let exclude: Vec<String> =
+            ["conv1", "conv2", "conv3", "fc"].into_iter().filter(|n| *n != layer).map(String::from).collect();
+        let ranks = Settings { rule: RankRule::by_name([(layer, 2)]), ..Settings::default() };
+        let (small, _) = decompose_calibrated(&model, &ranks, &calibration).unwrap();
+        let params = small.cost().params();
+        let within = |count: usize| {
+            let at_most = Limit::Count(count);
+            let rule = RankRule::Budget(Budget { of: Quantity::Params, at_most });
+            let settings = Settings { rule, exclude: exclude.clone(), ..Settings::default() };
+            decompose_calibrated(&model, &settings, &calibration).unwrap()
+        };
+        for (count, rank) in [(params, 2), (params - 1, 1)] {
+            let (found, report) = within(count);
+            assert_eq!(report.layers[0].rank, rank, "{layer}, {count}");
+            assert!(found.cost().params() <= count);
+        }
+    }
 }
