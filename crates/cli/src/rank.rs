@@ -13,6 +13,8 @@ pub(crate) struct Args {
     /// Shares of the energy for which ranks are given
     #[arg(long, value_delimiter = ',', default_values_t = [0.9, 0.95, 0.99], value_name = "SHARES")]
     energy: Vec<f64>,
+    #[command(flatten)]
+    report: crate::rank_report::ReportArgs,
 }
 
 #[derive(Serialize)]
@@ -47,6 +49,8 @@ impl Args {
             })
             .collect();
         let report = Report { energies: self.energy.clone(), layers };
+        let analyses: Vec<&Analysis> = report.layers.iter().map(|layer| &layer.analysis).collect();
+        self.report.write(&self.source.model, &model, &self.energy, &analyses)?;
         let energies: Vec<String> =
             report.energies.iter().map(|energy| format!("rank at {energy}")).collect();
         let mut header = vec!["layer", "filters", "weights each", "groups", "full rank"];
