@@ -11,6 +11,7 @@ mod finetune;
 mod inspect;
 mod output;
 mod rank;
+mod rank_report;
 mod run;
 mod source;
 mod verify;

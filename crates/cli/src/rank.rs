@@ -15,6 +15,8 @@ pub(crate) struct Args {
     choice: Choice,
     #[command(flatten)]
     sight: Sight,
+    #[command(flatten)]
+    report: crate::rank_report::ReportArgs,
 }
 
 #[derive(Serialize)]
@@ -60,6 +62,8 @@ impl Args {
                 analysis,
             })
             .collect();
+        let analyses: Vec<&Analysis> = layers.iter().map(|layer| &layer.analysis).collect();
+        self.report.write(&self.source.model, &source.model, &energies, &analyses)?;
         let heads: Vec<String> = energies.iter().map(|energy| format!("rank at {energy}")).collect();
         let mut header = vec!["layer", "filters", "weights each", "groups", "full rank"];
         header.extend(heads.iter().map(String::as_str));

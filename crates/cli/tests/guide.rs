@@ -1,7 +1,5 @@
 //! The commands of the guide, and what the command says to wrong use and wrong files.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 mod common;
 
 use cofilter_graph::Artifact;

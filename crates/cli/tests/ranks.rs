@@ -73,7 +73,7 @@ fn normalised(folder: &Path) {
         scale: 1.0 / 256.0,
         mean: Subtract::Nothing,
         std: Vec::new(),
-        channel_order: cofilter_graph::ChannelOrder::Rgb,
+        channel_order: cofilter_graph::ChannelOrder::Grey,
         crop: [28, 28],
         resize: None,
         classes: Vec::new(),
@@ -101,7 +101,8 @@ fn statistics_follow_a_decomposition_by_weights_and_nothing_else() {
         let model = Artifact::load(&folder.join("out.safetensors")).unwrap().model;
         model.tensors(model.graph().find(name).unwrap()).to_vec()
     };
-    assert!(recipe(decompose).status.success());
+    let output = recipe(decompose);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let [plain, weights] = ["bn2", "conv2_lowrank"].map(tensor);
     let output = recipe(&format!("{decompose}, {{ stage = \"batch_norm\", images = 64 }}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -115,6 +115,12 @@ pub enum Error {
         /// What is left with the least ranks.
         least: usize,
     },
+    /// Filters were to be put into no cluster.
+    #[error("layer `{layer}`: expected at least 1 cluster of filters, found 0")]
+    Clusters {
+        /// The layer.
+        layer: String,
+    },
     /// Images, or numbers that say what is done with them, that make no sense.
     #[error("calibration: {reason}")]
     Calibration {

@@ -283,7 +283,7 @@ fn normalise_columns(matrix: &mut Mat<f64>) -> Vec<f64> {
 }
 
 /// Sign of the entry of largest magnitude, the first of equals.
-fn sign_of_largest(column: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn sign_of_largest(column: impl Iterator<Item = f64>) -> f64 {
     let larger =
         |a: f64, b: f64| if b.abs().partial_cmp(&a.abs()) == Some(Ordering::Greater) { b } else { a };
     if column.fold(0.0, larger) < 0.0 { -1.0 } else { 1.0 }

@@ -4,7 +4,8 @@
 //! the layer by a basis of `M` filters (`<name>_lowrank`, no bias) and a 1x1 combination (`<name>_linear`, with the
 //! bias) whose product is the best approximation of `W` of rank `M` (Eckart and Young); Wen et al. 2017, section 3,
 //! "cross-filter low-rank approximation". Other ways of taking a layer apart are other [`Method`]s. [`analyse`] tells spectra
-//! and ranks without changing anything, and [`recompose`] multiplies the new layers out again.
+//! and ranks without changing anything, [`similarity`] and [`projection`] compare the filters of a layer, and [`recompose`]
+//! multiplies the new layers out again.
 //!
 //! Factors are computed in `f64`, layers side by side and large ones in a fixed number of tasks, so the result has the same bits for
 //! any number of threads; errors of weights are measured in `f32`. Another processor may choose other vector instructions and
@@ -37,6 +38,8 @@ mod decompose;
 mod error;
 mod evbmf;
 mod factor;
+pub mod figures;
+mod filters;
 mod layer;
 mod method;
 mod project;
@@ -55,6 +58,7 @@ pub use cost::{break_even_rank, theoretical_speedup};
 pub use decompose::{decompose, decompose_calibrated};
 pub use error::{Error, Result};
 pub use evbmf::evbmf_rank;
+pub use filters::{Plane, Projection, Similarity, projection, similarity};
 pub use layer::LayerKind;
 pub use method::Method;
 pub use project::low_rank_random;

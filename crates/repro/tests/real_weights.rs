@@ -21,7 +21,7 @@ fn weights() -> Option<PathBuf> {
 
 fn network(weights: &Path, name: &str, file: &str) -> Model {
     let graph = cofilter_zoo::by_name(name, &cofilter_zoo::Config::default()).unwrap();
-    StateDict::read(&weights.join(file)).unwrap().into_model(name, graph).unwrap()
+    StateDict::read(weights.join(file)).unwrap().into_model(name, graph).unwrap()
 }
 
 fn images(model: &Model, count: usize) -> Vec<f32> {

@@ -14,16 +14,16 @@ pub(super) fn weights(weight: &[f64], len: usize, rank: usize) -> Vec<Vec<f64>> 
     vec![centres.concat(), copies]
 }
 
-struct Clusters {
+pub(crate) struct Clusters {
     centres: Vec<Vec<f64>>,
     /// Of each filter.
-    cluster: Vec<usize>,
+    pub(crate) cluster: Vec<usize>,
     /// Sum of squared distances to the centres.
     lost: f64,
 }
 
 /// The best of several starts.
-fn cluster(rows: &[Vec<f64>], count: usize) -> Clusters {
+pub(crate) fn cluster(rows: &[Vec<f64>], count: usize) -> Clusters {
     if count >= rows.len() {
         return Clusters { centres: rows.to_vec(), cluster: (0..rows.len()).collect(), lost: 0.0 };
     }

@@ -1,7 +1,7 @@
 //! The ways of taking a layer apart.
 
 mod cp;
-mod kmeans;
+pub(crate) mod kmeans;
 mod matrix;
 mod tucker;
 

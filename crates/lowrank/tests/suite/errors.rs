@@ -2,7 +2,9 @@
 
 use crate::oracle::{Numbers, one_linear};
 use cofilter_graph::{Array, Conv2d, Error as GraphError, Graph, Init, Model, Shape};
-use cofilter_lowrank::{Error, RankRule, Settings, analyse, decompose, low_rank_random};
+use cofilter_lowrank::{
+    Error, RankRule, Settings, analyse, decompose, low_rank_random, projection, similarity,
+};
 use std::collections::BTreeMap;
 
 fn model() -> Model {
@@ -108,6 +110,8 @@ fn weights_that_are_not_finite() {
                 decompose(&broken, &Settings::default()).unwrap_err(),
                 analyse(&broken, 0.95).unwrap_err(),
                 low_rank_random(&broken, &only).unwrap_err(),
+                similarity(&broken, "conv2").unwrap_err(),
+                projection(&broken, "conv2", 4).unwrap_err(),
             ] {
                 let named = matches!(&error, Error::Graph(GraphError::NotFinite { tensor, index: 3, .. }) if tensor == expected);
                 assert!(named, "{error}");
@@ -136,6 +140,22 @@ fn projection_checks_its_ranks() {
     assert!(matches!(low_rank_random(&model(), &only("conv1", 7)), Err(Error::Rank { .. })));
     assert!(matches!(low_rank_random(&model(), &only("conv2", 1)), Err(Error::RankBelowGroups { .. })));
     assert!(matches!(low_rank_random(&model(), &only("nope", 1)), Err(Error::UnknownLayer { .. })));
+}
+
+#[test]
+fn filters_of_what_is_no_layer() {
+    let both =
+        |name: &str| [similarity(&model(), name).unwrap_err(), projection(&model(), name, 4).unwrap_err()];
+    for error in both("conv9") {
+        let message = error.to_string();
+        assert!(matches!(error, Error::UnknownLayer { .. }), "{message}");
+        assert!(message.contains("conv9") && message.contains("conv1, conv2, point, fc"), "{message}");
+    }
+    for error in both("relu1") {
+        assert!(matches!(error, Error::NotALayer { kind: "relu", .. }), "{error}");
+    }
+    let error = projection(&model(), "conv1", 0).unwrap_err();
+    assert!(matches!(&error, Error::Clusters { layer } if layer == "conv1"), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod calibration;
 mod clipping;
 mod determinism;
 mod errors;
+mod filters;
 mod fixtures;
 mod groups;
 mod identity;

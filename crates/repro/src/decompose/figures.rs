@@ -1,6 +1,17 @@
 use super::{Results, ranks_text};
 use crate::report::{Figure, LineSeries, Plot, Table};
-use cofilter_lowrank::RankRule;
+use anyhow::{Context as _, Result};
+use cofilter_lowrank::target::{Survey, Way};
+use cofilter_lowrank::{
+    Analysis, LayerKind, Method, Rank, RankRule, analyse, figures, projection, similarity,
+};
+
+/// Shares of the energy at which the ranks of all layers are shown.
+const ENERGIES: [f64; 3] = [0.95, 0.9, 0.8];
+/// Layers whose sensitivity is a line.
+const LINES: usize = 8;
+/// Clusters of the filters that are drawn in a plane, as on the paper's poster.
+const CLUSTERS: usize = 4;
 
 /// How many points another list has one for that is at least as fast and as accurate, and better in one of the two.
 pub(super) fn dominated(points: &[[f64; 2]], by: &[[f64; 2]]) -> usize {
@@ -9,7 +20,7 @@ pub(super) fn dominated(points: &[[f64; 2]], by: &[[f64; 2]]) -> usize {
     points.iter().filter(beaten).count()
 }
 
-pub(super) fn all(results: &Results, network: &str) -> Vec<Figure> {
+pub(super) fn all(results: &Results, network: &str) -> Result<Vec<Figure>> {
     let series = |name: &str, points: &[[f64; 2]]| LineSeries { name: name.into(), points: points.to_vec() };
     let pareto = Figure {
         id: "pareto".into(),
@@ -37,7 +48,7 @@ pub(super) fn all(results: &Results, network: &str) -> Vec<Figure> {
         x_label: "layer, in order".into(),
         y_label: "divergence, nats".into(),
         plot: Plot::Points {
-            series: cofilter_lowrank::Method::ALL
+            series: Method::ALL
                 .into_iter()
                 .filter_map(|method| {
                     let points: Vec<[f64; 2]> = layers
@@ -53,7 +64,70 @@ pub(super) fn all(results: &Results, network: &str) -> Vec<Figure> {
                 .collect(),
         },
     };
-    vec![pareto, sensitivity]
+    let mut all = vec![pareto, sensitivity, sensitivity_over_ranks(&results.survey, network)];
+    for dense in results.arms.iter().filter(|named| named.parent.is_none()) {
+        let layers = analyse(&dense.model, ENERGIES[0])?;
+        let name = &dense.name;
+        all.push(Figure {
+            id: format!("rank-ratios-{name}"),
+            title: format!("{name}: rank over full rank of each layer"),
+            ..figures::rank_ratios(&layers.iter().collect::<Vec<_>>(), &ENERGIES)
+        });
+        if name == network {
+            let chosen = representative(&layers);
+            let late = &chosen.last().context("no convolution")?.name;
+            for figure in [
+                figures::energy_curves(&chosen),
+                figures::spectra(&chosen),
+                figures::similarity(&similarity(&dense.model, late)?),
+                figures::projection(&projection(&dense.model, late, CLUSTERS)?),
+            ] {
+                all.push(Figure { title: format!("{name}: {}", figure.title), ..figure });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The first convolution, one from the middle of each stage (layers of as many filters), and the last.
+fn representative(layers: &[Analysis]) -> Vec<&Analysis> {
+    let convolutions: Vec<&Analysis> = layers.iter().filter(|l| l.kind == LayerKind::Conv2d).collect();
+    let stages = convolutions.chunk_by(|a, b| a.filters == b.filters).map(|stage| stage[stage.len() / 2]);
+    let ends = [convolutions.first(), convolutions.last()].into_iter().flatten().copied();
+    let chosen: Vec<&str> = ends.chain(stages).map(|layer| layer.name.as_str()).collect();
+    convolutions.into_iter().filter(|layer| chosen.contains(&layer.name.as_str())).collect()
+}
+
+/// Divergences of some layers over the ranks at which they were measured.
+#[expect(clippy::cast_precision_loss, reason = "ranks")]
+fn sensitivity_over_ranks(survey: &Survey, network: &str) -> Figure {
+    // Divergences fall by orders of magnitude.
+    let point = |way: &Way| match way.rank {
+        Rank::One(rank) if way.measured && way.divergence > 0.0 && way.divergence.is_finite() => {
+            Some([rank as f64, way.divergence.log10()])
+        }
+        _ => None,
+    };
+    let mut lines: Vec<LineSeries> = Vec::new();
+    for layer in &survey.layers {
+        let across = layer.ways.iter().filter(|way| way.method == Method::Pca);
+        let points: Vec<[f64; 2]> = across.filter_map(point).collect();
+        if points.len() > 1 {
+            lines.push(LineSeries { name: layer.name.clone(), points });
+        }
+    }
+    // Evenly over the depth of the network.
+    let step = lines.len().div_ceil(LINES).max(1);
+    Figure {
+        id: "sensitivity-ranks".into(),
+        title: format!("{network}: what a layer's rank does to the outputs"),
+        caption: "Decimal logarithm of the mean Kullback-Leibler divergence of the class probabilities in nats, with one layer alone taken \
+                  apart across filters. Some of the layers for which several ranks were measured."
+            .into(),
+        x_label: "basis filters".into(),
+        y_label: "log10 of the divergence".into(),
+        plot: Plot::Lines { series: lines.into_iter().step_by(step).collect() },
+    }
 }
 
 pub(super) fn tables(results: &Results, network: &str) -> Vec<Table> {
@@ -131,7 +205,9 @@ pub(super) fn tables(results: &Results, network: &str) -> Vec<Table> {
 
 #[cfg(test)]
 mod tests {
-    use super::dominated;
+    use super::*;
+    use cofilter_graph::Model;
+    use cofilter_lowrank::target::LayerSurvey;
 
     #[test]
     fn a_point_is_dominated_by_one_that_is_nowhere_worse_and_somewhere_better() {
@@ -139,5 +215,49 @@ mod tests {
         assert_eq!(dominated(&[[1.2, 84.0], [1.5, 85.0], [1.6, 10.0], [0.9, 90.0]], &front), 2);
         assert_eq!(dominated(&[], &front), 0);
         assert_eq!(dominated(&[[1.0, 1.0]], &[]), 0);
+    }
+
+    #[test]
+    fn representative_layers_are_the_ends_and_the_middles_of_stages() {
+        let graph = cofilter_zoo::by_name("resnet20", &cofilter_zoo::Config::default()).unwrap();
+        let model = Model::init(graph, &cofilter_graph::Init::default(), 1).unwrap();
+        let layers = analyse(&model, 0.9).unwrap();
+        let names: Vec<&str> = representative(&layers).iter().map(|layer| layer.name.as_str()).collect();
+        assert_eq!(names, ["conv1", "layer1.1.conv1", "layer2.1.conv2", "layer3.1.conv2", "layer3.2.conv2"]);
+        assert!(representative(&[]).is_empty());
+    }
+
+    #[test]
+    fn sensitivity_has_a_line_for_some_layers_of_several_measured_ranks() {
+        let way = |method, rank, divergence, measured| Way {
+            method,
+            rank: Rank::One(rank),
+            us: 1.0,
+            divergence,
+            measured,
+        };
+        let layer = |i: usize| LayerSurvey {
+            name: format!("conv{i}"),
+            dense_us: 1.0,
+            ways: vec![
+                way(Method::Pca, 16, 0.1, true),
+                way(Method::Pca, 24, 0.05, false),
+                way(Method::Pca, 32, if i == 1 { 0.0 } else { 0.001 }, true),
+                way(Method::Spatial, 16, 0.5, true),
+            ],
+        };
+        let survey = Survey {
+            settings: Default::default(),
+            images: 1,
+            whole_us: 1.0,
+            layers: (0..20).map(layer).collect(),
+            correction: 1.0,
+            gains: vec![],
+        };
+        let Plot::Lines { series } = sensitivity_over_ranks(&survey, "net").plot else { panic!("lines") };
+        assert_eq!(series.iter().map(|s| s.name.as_str()).collect::<Vec<_>>()[..2], ["conv0", "conv4"]);
+        assert!(series.len() <= LINES);
+        assert_eq!(series[0].points.iter().map(|p| p[0]).collect::<Vec<_>>(), [16.0, 32.0]);
+        assert!((series[0].points[1][1] + 3.0).abs() < 1e-12);
     }
 }

@@ -398,7 +398,7 @@ impl<'a> Context<'a> {
             }),
             arms,
             claims: self.claims(results),
-            figures: figures::all(results, self.settings.timed),
+            figures: figures::all(results, self.settings.timed)?,
             tables: figures::tables(results, self.settings.timed),
             notes: self.notes(),
         })

@@ -3,7 +3,12 @@ use super::settings::Settings;
 use super::{BATCHES, DENSE, LAYERS, Results, SweepPoint};
 use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table, thousands};
 use crate::statistics::mean;
+use anyhow::Result;
+use cofilter_lowrank as lowrank;
 use cofilter_sparsity as sparsity;
+
+/// Clusters of the filters that are drawn in a plane, as on the paper's poster.
+const CLUSTERS: usize = 4;
 
 /// Mean over layers of rank over full rank.
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
@@ -11,13 +16,29 @@ pub(super) fn rank_ratio(ranks: impl Iterator<Item = (usize, usize)>) -> f64 {
     mean(&ranks.map(|(rank, full)| rank as f64 / full as f64).collect::<Vec<_>>())
 }
 
-pub(super) fn all(results: &Results, arms: &[Arm], settings: &Settings) -> Vec<Figure> {
+pub(super) fn all(results: &Results, arms: &[Arm], settings: &Settings) -> Result<Vec<Figure>> {
     let mut figures = vec![ranks(results, arms)];
     figures.extend(LAYERS.map(|layer| spectrum(results, layer)));
+    for arm in DENSE {
+        figures.push(plane(results, arm)?);
+    }
     figures.push(tuning(results));
     figures.push(speed(arms));
     figures.push(sparsity(arms, settings));
-    figures
+    Ok(figures)
+}
+
+/// The filters of the last convolution, which force brings together.
+fn plane(results: &Results, arm: &str) -> Result<Figure> {
+    let layer = LAYERS[LAYERS.len() - 1];
+    let found = lowrank::projection(&results.arms[arm][0].model, layer, CLUSTERS)?;
+    let figure = lowrank::figures::projection(&found);
+    Ok(Figure {
+        id: format!("projection-{arm}"),
+        title: format!("{arm}: filters of {layer} in a plane"),
+        caption: format!("{} First seed.", figure.caption),
+        ..figure
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]

@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<Report> {
         Pipeline { options, settings: &settings, data: &split, preprocessing: &preprocessing, store: &store };
     let results = train_all(&pipeline)?;
     let arms = arms(&pipeline, &results)?;
-    let mut figures = figures::all(&results, &arms, &settings);
+    let mut figures = figures::all(&results, &arms, &settings)?;
     let mut tables = vec![figures::layers_table(&results), figures::zeros_table(&results)];
     if options.sweep {
         let sweep = sweep(&pipeline, &results.arms["baseline"][0].model)?;

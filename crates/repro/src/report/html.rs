@@ -1,82 +1,24 @@
-use super::chart::to_svg;
-use super::markdown::numbers;
-use super::{Report, Table};
-use std::fmt::Write as _;
-
-const STYLE: &str = include_str!("style.css");
+use super::Report;
+use cofilter_report::{Figure, Table, document, escape};
 
 /// The report as one page that needs no network and fits light and dark.
 #[must_use]
 pub fn to_html(report: &Report) -> String {
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\">\
-         <title>cofilter: {0}</title><style>{STYLE}{1}</style></head><body><main>\n\
-         <p class=\"soft\">cofilter reproduce</p><h1>{0}</h1>\n<p>{2}</p>\n",
+    let mut body = format!(
+        "<p class=\"soft\">cofilter reproduce</p><h1>{}</h1>\n<p>{}</p>\n",
         escape(&report.experiment),
-        series_style(),
         escape(&report.summary)
     );
     if !report.claims.is_empty() {
-        page += &table(&report.claims_table());
+        body += &report.claims_table().to_html();
     }
     if !report.arms.is_empty() {
-        page += &table(&report.arms_table());
+        body += &report.arms_table().to_html();
     }
-    for figure in &report.figures {
-        let id = escape(&figure.id);
-        let _ = writeln!(page, "<h2 id=\"{id}\">{}</h2>\n<figure>", escape(&figure.title));
-        page += &to_svg(figure);
-        let _ = writeln!(page, "<figcaption>{}</figcaption>", escape(&figure.caption));
-        let data = numbers(&figure.plot, "", &figure.x_label);
-        let _ = writeln!(page, "<details><summary>numbers</summary>{}</details></figure>", table(&data));
-    }
-    for t in &report.tables {
-        page += &table(t);
-    }
-    page += &origin(report);
-    page + "</main></body></html>\n"
-}
-
-fn series_style() -> String {
-    (0..8)
-        .map(|i| format!(".c{i}{{fill:var(--c{i});background:var(--c{i})}}.l{i}{{stroke:var(--c{i})}}\n"))
-        .collect()
-}
-
-/// Text made safe inside elements and attributes.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-fn table(t: &Table) -> String {
-    let mut html = String::new();
-    if !t.title.is_empty() {
-        let _ = writeln!(html, "<h2>{}</h2>", escape(&t.title));
-    }
-    if !t.caption.is_empty() {
-        let _ = writeln!(html, "<p class=\"soft\">{}</p>", escape(&t.caption));
-    }
-    html += "<div class=\"scroll\"><table><thead><tr>";
-    for column in &t.columns {
-        let _ = write!(html, "<th>{}</th>", escape(column));
-    }
-    html += "</tr></thead><tbody>\n";
-    for row in &t.rows {
-        html += "<tr>";
-        for cell in row {
-            let class = match cell.as_str() {
-                "holds" => " class=\"holds\"",
-                "DOES NOT HOLD" => " class=\"fails\"",
-                c if c.starts_with(|c: char| c.is_ascii_digit()) && !c.contains(' ') => " class=\"number\"",
-                _ => "",
-            };
-            let _ = write!(html, "<td{class}>{}</td>", escape(cell));
-        }
-        html += "</tr>\n";
-    }
-    html + "</tbody></table></div>\n"
+    body.extend(report.figures.iter().map(Figure::to_html));
+    body.extend(report.tables.iter().map(Table::to_html));
+    body += &origin(report);
+    document(&format!("cofilter: {}", report.experiment), &body)
 }
 
 fn origin(report: &Report) -> String {

@@ -1,13 +1,14 @@
-//! What an experiment found, and its three forms: `report.json`, `report.md` and `report.html`.
+//! What an experiment found, and its forms: `report.json`, `report.md`, `report.html` and a file for each figure.
 //!
 //! The schema is documented in `docs/report-schema.md`. An experiment fills [`Report`]; the renderers know no experiment.
 
-mod chart;
 mod html;
 mod markdown;
 
 pub use html::to_html;
 pub use markdown::to_markdown;
+
+pub use cofilter_report::{BarSeries, Figure, LineSeries, Plot, Table};
 
 use crate::machine::Machine;
 use anyhow::Context as _;
@@ -116,82 +117,12 @@ pub struct Claim {
     pub command: String,
 }
 
-/// A chart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Figure {
-    /// Anchor and name.
-    pub id: String,
-    /// What it shows.
-    pub title: String,
-    /// How to read it.
-    pub caption: String,
-    /// Label of the horizontal axis.
-    pub x_label: String,
-    /// Label of the vertical axis, with its unit.
-    pub y_label: String,
-    /// The numbers.
-    pub plot: Plot,
-}
-
-/// Numbers of a chart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Plot {
-    /// Groups of bars that start at zero.
-    Bars {
-        /// One group each.
-        categories: Vec<String>,
-        /// One bar in each group; `values` has one entry per category.
-        series: Vec<BarSeries>,
-    },
-    /// Points joined by lines.
-    Lines {
-        /// One line each.
-        series: Vec<LineSeries>,
-    },
-    /// Points with a label each.
-    Points {
-        /// One colour each.
-        series: Vec<LineSeries>,
-    },
-}
-
-/// One colour of a bar chart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BarSeries {
-    /// Name in the legend.
-    pub name: String,
-    /// Height in each group; `None` leaves it out.
-    pub values: Vec<Option<f64>>,
-}
-
-/// One colour of a line chart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LineSeries {
-    /// Name in the legend.
-    pub name: String,
-    /// `[x, y]`.
-    pub points: Vec<[f64; 2]>,
-}
-
-/// A table of text.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Table {
-    /// What it shows.
-    pub title: String,
-    /// How to read it.
-    pub caption: String,
-    /// Heads of the columns.
-    pub columns: Vec<String>,
-    /// Rows, each as long as `columns`.
-    pub rows: Vec<Vec<String>>,
-}
-
 impl Report {
-    /// Writes the three files into a folder, each whole or not at all.
+    /// Writes `report.json`, `report.md`, `report.html` and `figures/<id>.svg` into a folder, each file whole or not at all, and
+    /// removes the figures of an earlier report there.
     ///
     /// # Errors
-    /// What the system says.
+    /// An id of a figure that is no file name or is used twice; what the system says.
     pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let json = serde_json::to_string_pretty(self)? + "\n";
@@ -200,7 +131,9 @@ impl Report {
         {
             cofilter_graph::write_atomically(&folder.join(name), text.as_bytes())?;
         }
-        Ok(())
+        cofilter_report::write_svgs(&folder.join("figures"), &self.figures, |path, bytes| {
+            Ok(cofilter_graph::write_atomically(path, bytes)?)
+        })
     }
 
     /// The arm of this name.
@@ -287,10 +220,10 @@ pub fn thousands(n: usize) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn example() -> Report {
+    fn example() -> Report {
         let line = |name: &str| LineSeries {
             name: name.into(),
             points: vec![[0.0, 97.0], [10.0, 98.5], [20.0, 99.0]],
@@ -375,6 +308,20 @@ pub(crate) mod tests {
         let fetched =
             ["src=", "href=", "url(", "@import", "<script"].into_iter().find(|word| html.contains(word));
         assert_eq!(fetched, None, "the page fetches something");
+    }
+
+    #[test]
+    fn every_figure_has_a_file_and_those_of_an_earlier_report_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut report = example();
+        report.write(folder.path()).unwrap();
+        report.figures.remove(0);
+        report.write(folder.path()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(folder.path().join("figures"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["tuning.svg"]);
     }
 
     #[test]
