@@ -81,7 +81,7 @@ fn check_invariants(faults: &mut Vec<String>) -> Result<()> {
         ("lowrank", &["candle", "cofilter-train"]),
         ("sparsity", &["candle", "cofilter-train"]),
         ("runtime", &["candle", "cofilter-train", "cofilter-data", "cofilter-force", "faer"]),
-        ("train", &["faer", "cofilter-runtime", "cofilter-lowrank"]),
+        ("train", &["faer", "cofilter-runtime"]),
     ];
     for (folder, words) in forbidden {
         let path = root().join("crates").join(folder).join("Cargo.toml");

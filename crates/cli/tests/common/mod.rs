@@ -1,7 +1,6 @@
 //! What the tests of the command share.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-#![allow(dead_code, reason = "no test file uses all of it")]
 
 use cofilter_formats::StateDict;
 use cofilter_zoo::{Config, Network};
