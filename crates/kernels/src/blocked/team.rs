@@ -126,9 +126,9 @@ fn lead_alone(work: &dyn Work) {
 
 /// The state of one run: which job of which step is the next one.
 struct Shift {
-    /// Step in the upper half, next job in the lower one; [`OVER`] when there is no step left.
+    /// Which step, and how many of its turns were taken from both ends, see [`Word`].
     next: AtomicU64,
-    /// Jobs of this step that have ended.
+    /// Turns of this step that helpers have ended.
     done: AtomicUsize,
     /// Whether a job panicked.
     failed: AtomicBool,
@@ -138,13 +138,60 @@ struct Shift {
     ended: Bell,
 }
 
-const OVER: u64 = u64::MAX;
-const NOT_YET: u64 = OVER - (1 << 32);
+/// A step in the upper half; below, how many of its turns were taken from the front and from the back. A turn is a job, or several
+/// where there are more than can be counted.
+///
+/// Neighbouring jobs write neighbouring parts of a map. One thread takes them from the front and the other one from the back, so in
+/// the next step each finds in its own cache what it wrote in this one.
+struct Word;
+
+impl Word {
+    const COUNT_BITS: u32 = 16;
+    const COUNT: u64 = (1 << Self::COUNT_BITS) - 1;
+    /// There is no step any more.
+    const OVER: u64 = u64::MAX;
+    /// The first step has not begun.
+    const NOT_YET: u64 = Self::OVER << (2 * Self::COUNT_BITS);
+
+    fn step(word: u64) -> u64 {
+        word >> (2 * Self::COUNT_BITS)
+    }
+
+    fn begun(step: usize) -> u64 {
+        (step as u64) << (2 * Self::COUNT_BITS)
+    }
+
+    /// Turns that were taken from the front and from the back.
+    fn taken(word: u64) -> [usize; 2] {
+        [word >> Self::COUNT_BITS, word].map(|count| (count & Self::COUNT) as usize)
+    }
+}
+
+/// The jobs of a step, in as many turns as can be counted.
+#[derive(Clone, Copy)]
+struct Turns {
+    jobs: usize,
+    each: usize,
+}
+
+impl Turns {
+    fn of(jobs: usize) -> Self {
+        Self { jobs, each: jobs.div_ceil(Word::COUNT as usize).max(1) }
+    }
+
+    fn count(self) -> usize {
+        self.jobs.div_ceil(self.each)
+    }
+
+    fn jobs(self, turn: usize) -> std::ops::Range<usize> {
+        turn * self.each..self.jobs.min((turn + 1) * self.each)
+    }
+}
 
 impl Default for Shift {
     fn default() -> Self {
         Self {
-            next: AtomicU64::new(NOT_YET),
+            next: AtomicU64::new(Word::NOT_YET),
             done: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             begun: Bell::default(),
@@ -159,25 +206,30 @@ impl Shift {
         struct Close<'a>(&'a Shift);
         impl Drop for Close<'_> {
             fn drop(&mut self) {
-                self.0.next.store(OVER, Ordering::SeqCst);
+                self.0.next.store(Word::OVER, Ordering::SeqCst);
                 self.0.begun.ring();
             }
         }
         let close = Close(self);
         for step in 0..work.steps() {
             let jobs = work.jobs(step);
-            self.done.store(0, Ordering::Relaxed);
-            self.next.store((step as u64) << 32, Ordering::SeqCst);
-            if jobs > 1 {
-                self.begun.ring();
+            // Nobody has to hear of a job that nobody shares: that takes longer than a small one.
+            if jobs <= 1 {
+                (0..jobs).for_each(|job| work.run(step, job, 0));
+                work.finished(step);
+                continue;
             }
+            self.done.store(0, Ordering::Relaxed);
+            self.next.store(Word::begun(step), Ordering::SeqCst);
+            self.begun.ring();
+            let turns = Turns::of(jobs);
             let mut mine = 0;
-            while let Some(job) = self.take(step, jobs) {
-                work.run(step, job, 0);
+            while let Some(turn) = self.take(step, turns.count(), 0) {
+                turns.jobs(turn).for_each(|job| work.run(step, job, 0));
                 mine += 1;
             }
             self.ended.wait(|| {
-                self.done.load(Ordering::SeqCst) + mine == jobs || self.failed.load(Ordering::SeqCst)
+                self.done.load(Ordering::SeqCst) + mine == turns.count() || self.failed.load(Ordering::SeqCst)
             });
             assert!(!self.failed.load(Ordering::SeqCst), "a thread of the team panicked in step {step}");
             work.finished(step);
@@ -185,16 +237,25 @@ impl Shift {
         drop(close);
     }
 
-    /// The next job of a step, if that is still the current one.
-    fn take(&self, step: usize, jobs: usize) -> Option<usize> {
+    /// The next turn of a step for a worker, if that is still the current one.
+    fn take(&self, step: usize, turns: usize, worker: usize) -> Option<usize> {
         let mut word = self.next.load(Ordering::Acquire);
-        while (word >> 32) as usize == step && ((word & 0xffff_ffff) as usize) < jobs {
-            match self.next.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some((word & 0xffff_ffff) as usize),
+        let from_back = worker % 2 == 1;
+        loop {
+            let [front, back] = Word::taken(word);
+            if Word::step(word) != step as u64 || front + back >= turns {
+                return None;
+            }
+            let (next, turn) = if from_back {
+                (word + 1, turns - 1 - back)
+            } else {
+                (word + (1 << Word::COUNT_BITS), front)
+            };
+            match self.next.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(turn),
                 Err(now) => word = now,
             }
         }
-        None
     }
 
     /// Takes jobs until the run is over.
@@ -211,14 +272,14 @@ impl Shift {
         let _fail = Fail(self);
         loop {
             let word = self.next.load(Ordering::SeqCst);
-            let step = (word >> 32) as usize;
             match word {
-                OVER => return,
-                NOT_YET => {}
+                Word::OVER => return,
+                Word::NOT_YET => {}
                 _ => {
-                    let jobs = work.jobs(step);
-                    while let Some(job) = self.take(step, jobs) {
-                        work.run(step, job, worker);
+                    let step = Word::step(word) as usize;
+                    let turns = Turns::of(work.jobs(step));
+                    while let Some(turn) = self.take(step, turns.count(), worker) {
+                        turns.jobs(turn).for_each(|job| work.run(step, job, worker));
                         self.done.fetch_add(1, Ordering::SeqCst);
                         self.ended.ring();
                     }
@@ -227,7 +288,7 @@ impl Shift {
             // Until there is another step; jobs are never added to one.
             self.begun.wait(|| {
                 let now = self.next.load(Ordering::SeqCst);
-                now == OVER || now >> 32 != word >> 32
+                now == Word::OVER || Word::step(now) != Word::step(word)
             });
         }
     }
@@ -393,10 +454,9 @@ mod tests {
         }
 
         fn run(&self, step: usize, _: usize, worker: usize) {
-            // Either of them may have taken it.
             if self.jobs(step) == 1 {
-                let idle = if worker == 0 { &self.shift.begun } else { &self.shift.ended };
-                soon("who has no job sleeps", || idle.asleep.load(Ordering::SeqCst) == 1);
+                assert_eq!(worker, 0);
+                soon("who has no job sleeps", || self.shift.begun.asleep.load(Ordering::SeqCst) == 1);
                 return;
             }
             let present = &self.present[step / 2];
@@ -424,6 +484,83 @@ mod tests {
             ended.send(work.present.map(AtomicUsize::into_inner))
         });
         assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok([2, 2]));
+    }
+
+    /// Who ran which job of which step.
+    struct Recorded {
+        jobs: Vec<usize>,
+        ran: Mutex<Vec<[usize; 3]>>,
+    }
+
+    impl Work for Recorded {
+        fn steps(&self) -> usize {
+            self.jobs.len()
+        }
+
+        fn jobs(&self, step: usize) -> usize {
+            self.jobs[step]
+        }
+
+        fn run(&self, step: usize, job: usize, worker: usize) {
+            self.ran.lock().unwrap().push([step, job, worker]);
+            std::thread::yield_now();
+        }
+
+        fn finished(&self, step: usize) {
+            let ran = self.ran.lock().unwrap();
+            assert_eq!(ran.iter().filter(|[of, ..]| *of == step).count(), self.jobs[step]);
+        }
+    }
+
+    #[test]
+    fn every_job_runs_once_and_two_threads_meet_in_the_middle() {
+        for threads in [1, 2, 3, 4] {
+            let team = Team::new(threads).unwrap();
+            for round in 0..50 {
+                let jobs: Vec<usize> = (0..40).map(|step| (step * 7 + round) % 11).collect();
+                let work = Recorded { jobs: jobs.clone(), ran: Mutex::default() };
+                team.run(&work);
+                let ran = work.ran.into_inner().unwrap();
+                for (step, jobs) in jobs.into_iter().enumerate() {
+                    let of = |worker: usize| {
+                        let own = ran.iter().filter(move |[s, _, w]| *s == step && *w == worker);
+                        own.map(|[_, job, _]| *job).collect::<Vec<_>>()
+                    };
+                    let mut all: Vec<usize> = (0..threads).flat_map(of).collect();
+                    all.sort_unstable();
+                    assert_eq!(all, (0..jobs).collect::<Vec<_>>(), "step {step}");
+                    if jobs == 1 {
+                        assert_eq!(of(0), [0], "step {step}");
+                    } else if threads == 2 {
+                        let [front, back] = [of(0), of(1)];
+                        assert_eq!(front, (0..front.len()).collect::<Vec<_>>());
+                        assert_eq!(back, (front.len()..jobs).rev().collect::<Vec<_>>());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_jobs_than_are_counted_are_all_run() {
+        for jobs in [65_535, 65_536, 200_001] {
+            struct Many(Vec<AtomicUsize>);
+            impl Work for Many {
+                fn steps(&self) -> usize {
+                    2
+                }
+                fn jobs(&self, _: usize) -> usize {
+                    self.0.len()
+                }
+                fn run(&self, _: usize, job: usize, _: usize) {
+                    self.0[job].fetch_add(1, Ordering::Relaxed);
+                }
+                fn finished(&self, _: usize) {}
+            }
+            let many = Many((0..jobs).map(|_| AtomicUsize::new(0)).collect());
+            Team::new(2).unwrap().run(&many);
+            assert!(many.0.iter().all(|count| count.load(Ordering::Relaxed) == 2), "{jobs}");
+        }
     }
 
     /// A step of two jobs that are there at once, of which one may panic.
