@@ -40,7 +40,7 @@ pub struct SurveySettings {
     pub threads: usize,
     /// Ranks of each layer and method that are measured; those between are interpolated.
     pub ranks: usize,
-    /// Rounds in which every network is timed once; medians are taken.
+    /// Rounds in which every network is timed once; the lower quartiles of the times are taken.
     pub rounds: usize,
 }
 
@@ -66,7 +66,7 @@ pub struct Survey {
     pub settings: SurveySettings,
     /// Images that the divergences are of.
     pub images: usize,
-    /// Median time of a run of the network as it is, in microseconds.
+    /// Time of a run of the network as it is, in microseconds.
     pub whole_us: f64,
     /// Layers that can be taken apart, in graph order.
     pub layers: Vec<LayerSurvey>,
@@ -224,10 +224,10 @@ impl Survey {
     /// # Errors
     /// [`Error::Unreachable`], with the most that there is by what was measured.
     pub fn reach(&mut self, model: &Model, speedup: f64, seconds: f64) -> Result<Reached> {
-        let (batch, threads) = (self.settings.batch, self.settings.threads);
+        let (batch, threads, known_us) = (self.settings.batch, self.settings.threads, self.whole_us);
         self.reach_by(speedup, |settings| {
             let (small, _) = decompose(model, settings)?;
-            Ok(measured_speedup(model, &small, batch, threads, seconds)?.0)
+            latency::speedup_when_quiet([model, &small], known_us, batch, threads, seconds)
         })
     }
 
