@@ -37,7 +37,7 @@ impl Settings {
             epochs: 5.0,
             batch: 128,
             targets: vec![(1.5, 1), (2.0, 1), (1.5, 32), (2.0, 32)],
-            front: vec![1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
+            front: vec![1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
             seconds: 3.0,
             test_images: None,
         }
