@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use cofilter_data::{Augment, Pipeline, Split};
 use cofilter_graph::{Artifact, Model};
-use cofilter_lowrank::target::{Survey, SurveySettings, measured_speedup};
+use cofilter_lowrank::target::{Survey, SurveySettings};
 use cofilter_lowrank::{
     Budget, Calibration, LayerReport, Limit, Method, Quantity, Rank, RankRule, Report, Settings, decompose,
     decompose_calibrated, recompose, reestimate_batch_norm,
@@ -389,7 +389,7 @@ pub(crate) fn reach(
     let selection = surveyed.reach(&dense, speedup, SECONDS)?.selection;
     let (mut artifact, report) = apply(source, &selection.settings, Some(calibration))?;
     let predicted = selection.predicted_speedup;
-    let (measured, _) = measured_speedup(&dense, &artifact.model, survey.batch, survey.threads, SECONDS)?;
+    let measured = surveyed.speedup_of(&dense, &artifact.model, SECONDS)?;
     let (batch, threads) = (survey.batch, survey.threads);
     let speed =
         Speed { target: speedup, predicted, measured, batch, threads, divergence: selection.divergence };

@@ -35,6 +35,15 @@ impl Array {
         Self::new(dims, vec![value; len])
     }
 
+    /// The same numbers, shared, with other extents.
+    ///
+    /// # Panics
+    /// If the number of elements is not the product of the extents.
+    #[must_use]
+    pub fn reshaped(&self, dims: Vec<usize>) -> Self {
+        Self::new(dims, Arc::clone(&self.data))
+    }
+
     /// Extents.
     #[must_use]
     pub fn dims(&self) -> &[usize] {

@@ -12,12 +12,12 @@ use faer::{Conj, Mat, Par};
 /// Tasks of a product of one large matrix.
 pub(crate) const TASKS: usize = 8;
 
-/// Rows that are stored one after the other as columns.
-pub(crate) fn columns_of(rows: &[f64], len: usize) -> Mat<f64> {
+/// Rows that are stored one after the other, in single or double precision, as columns.
+pub(crate) fn columns_of<T: Copy + Into<f64>>(rows: &[T], len: usize) -> Mat<f64> {
     let mut x = Mat::zeros(len, rows.len() / len);
     for (column, row) in x.col_iter_mut().zip(rows.chunks_exact(len)) {
         let column = column.try_as_col_major_mut().expect("columns are stored one after the other");
-        column.as_slice_mut().copy_from_slice(row);
+        column.as_slice_mut().iter_mut().zip(row).for_each(|(to, from)| *to = (*from).into());
     }
     x
 }

@@ -66,8 +66,8 @@ pub fn analyse(model: &Model, energy: f64) -> Result<Vec<Analysis>> {
 
 fn of_layer(layer: &Layer<'_>, energy: f64) -> Result<Analysis> {
     let spectrum = |weight: &[f32], rows: usize| -> Result<Spectrum> {
-        let weight: Vec<f64> = weight[..rows * layer.len].iter().map(|w| f64::from(*w)).collect();
-        Ok(Spectrum::new(Factors::of_rows(layer.name, &weight, layer.len, false)?.squares))
+        let weight = &weight[..rows * layer.len];
+        Ok(Spectrum::new(Factors::of_rows(layer.name, weight, layer.len, false)?.squares))
     };
     let group_spectra: Vec<Spectrum> =
         (0..layer.groups).map(|g| spectrum(layer.group(g), layer.group_filters())).collect::<Result<_>>()?;

@@ -4,6 +4,7 @@ use crate::layer::{Layer, LayerOp};
 use cofilter_graph::{Array, Conv2d, Linear, NodeId, Op, Rewriter};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use std::sync::Arc;
 
 /// A convolution without bias in numbers, or a fully connected layer as one of 1x1.
 #[derive(Clone, Debug)]
@@ -129,12 +130,11 @@ pub(crate) fn join(a: &Conv2d, b: &Conv2d) -> Option<Conv2d> {
 
 /// A basis and a combination of it as one weight, in single precision: for a measurement of an error that is much larger than
 /// its rounding, or of that size.
-fn single_product(basis: &Kernel, combination: &Kernel) -> Vec<f32> {
+fn single_product(basis: &Link, combination: &Link) -> Vec<f32> {
     let groups = basis.conv.groups;
     let (rows, middle) = (combination.conv.out_channels / groups, basis.conv.out_channels / groups);
-    let len = basis.weight.len() / basis.conv.out_channels;
-    let singles = |of: &[f64]| of.iter().map(|w| single(*w)).collect::<Vec<f32>>();
-    let (bases, combinations) = (singles(&basis.weight), singles(&combination.weight));
+    let (bases, combinations) = (basis.weight.data(), combination.weight.data());
+    let len = bases.len() / basis.conv.out_channels;
     let mut product = vec![0.0f32; groups * rows * len];
     let par = if rows * middle * len > LARGE { Par::rayon(TASKS) } else { Par::Seq };
     for (g, to) in product.chunks_exact_mut(rows * len).enumerate() {
@@ -153,12 +153,39 @@ fn single_product(basis: &Kernel, combination: &Kernel) -> Vec<f32> {
 /// Multiplications from which on one product is shared between threads.
 const LARGE: usize = 4_000_000_000;
 
-/// One of the layers that replace a layer.
+/// One of the layers that replace a layer, with its weight as it is stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     /// Its name is that of the layer and this.
-    pub(crate) suffix: &'static str,
-    pub(crate) kernel: Kernel,
+    suffix: &'static str,
+    conv: Conv2d,
+    channels: usize,
+    weight: Array,
+}
+
+impl Link {
+    /// Rounds the weight to `f32`.
+    pub(crate) fn new(suffix: &'static str, kernel: Kernel) -> Self {
+        let Kernel { conv, channels, weight } = kernel;
+        let [rows, columns] = conv.kernel;
+        let dims = vec![conv.out_channels, channels / conv.groups, rows, columns];
+        let weight = Array::new(dims, weight.into_iter().map(single).collect::<Arc<[f32]>>());
+        Self { suffix, conv, channels, weight }
+    }
+
+    /// As a layer of the kind of this one, and its weight.
+    pub(crate) fn layer(&self, like: &Layer<'_>, bias: bool) -> (Op, Array) {
+        let weight = match like.op {
+            LayerOp::Conv2d(_) => self.weight.clone(),
+            LayerOp::Linear(_) => self.weight.reshaped(vec![self.conv.out_channels, self.channels]),
+        };
+        (op(like, &self.conv, bias), weight)
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        let weight = self.weight.data().iter().map(|w| f64::from(*w)).collect();
+        Kernel { conv: self.conv.clone(), channels: self.channels, weight }
+    }
 }
 
 /// What replaces a layer: convolutions one after the other, without anything between them. The last one has the bias.
@@ -168,30 +195,33 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// With the weights as they are stored, in `f32`.
+    /// Rounds the weights to `f32`.
     pub(crate) fn new(links: impl IntoIterator<Item = (&'static str, Kernel)>) -> Self {
-        let stored = |(suffix, mut kernel): (&'static str, Kernel)| {
-            kernel.weight.iter_mut().for_each(|w| *w = f64::from(single(*w)));
-            Link { suffix, kernel }
-        };
-        Self { links: links.into_iter().map(stored).collect() }
+        Self { links: links.into_iter().map(|(suffix, kernel)| Link::new(suffix, kernel)).collect() }
+    }
+
+    /// The same with another weight of the last link.
+    pub(crate) fn with_last(&self, weight: Vec<f64>) -> Self {
+        let mut chain = self.clone();
+        if let Some(last) = chain.links.last_mut() {
+            let dims = last.weight.dims().to_vec();
+            last.weight = Array::new(dims, weight.into_iter().map(single).collect::<Arc<[f32]>>());
+        }
+        chain
     }
 
     /// The dense layer it is.
     pub(crate) fn product(&self) -> Kernel {
-        let mut kernels = self.links.iter().map(|link| &link.kernel);
-        let first = kernels.next().expect("a chain has links").clone();
-        kernels.fold(first, |product, next| {
-            product.then(next).expect("the layers of a decomposition make one convolution")
-        })
+        let product = self.links.iter().map(Link::kernel).reduce(|product, next| {
+            product.then(&next).expect("the layers of a decomposition make one convolution")
+        });
+        product.expect("a chain has links")
     }
 
     /// `||W_g - W'_g||_F^2` and `||W_g||_F^2` of each group.
     pub(crate) fn errors(&self, layer: &Layer<'_>) -> Vec<[f64; 2]> {
         let product = match &self.links[..] {
-            [basis, combination] if basis.suffix == "_lowrank" => {
-                single_product(&basis.kernel, &combination.kernel)
-            }
+            [basis, combination] if basis.suffix == "_lowrank" => single_product(basis, combination),
             _ => self.product().weight.into_iter().map(single).collect(),
         };
         let size = layer.group_filters() * layer.len;
@@ -217,30 +247,20 @@ impl Chain {
         inputs: &[NodeId],
     ) -> cofilter_graph::Result<NodeId> {
         let mut x = inputs[0];
-        for (i, Link { suffix, kernel }) in self.links.iter().enumerate() {
+        for (i, link) in self.links.iter().enumerate() {
             let bias = bias.filter(|_| i + 1 == self.links.len());
-            let (op, dims) = kernel.op(layer, bias.is_some());
-            let weight = Array::new(dims, kernel.weight.iter().map(|w| single(*w)).collect::<Vec<_>>());
+            let (op, weight) = link.layer(layer, bias.is_some());
             let tensors = [Some(weight), bias.cloned()].into_iter().flatten().collect();
-            x = b.add(&format!("{}{suffix}", layer.name), op, &[x], tensors)?;
+            x = b.add(&format!("{}{}", layer.name, link.suffix), op, &[x], tensors)?;
         }
         Ok(x)
     }
 }
 
-impl Kernel {
-    /// As a layer of the kind of this one, and the extents of its weight.
-    pub(crate) fn op(&self, like: &Layer<'_>, bias: bool) -> (Op, Vec<usize>) {
-        let filters = self.conv.out_channels;
-        match like.op {
-            LayerOp::Conv2d(_) => {
-                let [rows, columns] = self.conv.kernel;
-                let op = Op::Conv2d(Conv2d { bias, ..self.conv.clone() });
-                (op, vec![filters, self.group_channels(), rows, columns])
-            }
-            LayerOp::Linear(_) => {
-                (Op::Linear(Linear { out_features: filters, bias }), vec![filters, self.channels])
-            }
-        }
+/// A convolution as a layer of the kind of this one.
+pub(crate) fn op(like: &Layer<'_>, conv: &Conv2d, bias: bool) -> Op {
+    match like.op {
+        LayerOp::Conv2d(_) => Op::Conv2d(Conv2d { bias, ..conv.clone() }),
+        LayerOp::Linear(_) => Op::Linear(Linear { out_features: conv.out_channels, bias }),
     }
 }

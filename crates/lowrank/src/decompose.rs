@@ -1,5 +1,5 @@
 use crate::calibrate::{self, Calibration, Moments, Values, output_error};
-use crate::chain::{Chain, Kernel, extents_after};
+use crate::chain::{self, Chain, extents_after};
 use crate::choose::{Choice, choose};
 use crate::factor::single;
 use crate::layer::{Layer, LayerOp};
@@ -132,7 +132,7 @@ pub(crate) fn with_biases(model: &Model, selected: &[Selected<'_>]) -> Result<Mo
         else {
             return Ok(b.keep(id, inputs)?);
         };
-        let (op, _) = Kernel::of(layer).op(layer, true);
+        let op = chain::op(layer, &layer.as_conv(), true);
         let bias = Array::full(vec![layer.filters], 0.0);
         Ok(b.add(layer.name, op, inputs, vec![layer.weight.clone(), bias])?)
     })
@@ -164,7 +164,7 @@ fn without_idle_biases(model: &Model, small: &Model) -> Result<Model> {
         let name = graph.node(id).name();
         if bare[id.index()] {
             let layer = Layer::at(small, id).expect("only layers are bare");
-            let (op, _) = Kernel::of(&layer).op(&layer, false);
+            let op = chain::op(&layer, &layer.as_conv(), false);
             return Ok(b.add(name, op, inputs, vec![layer.weight.clone()])?);
         }
         match &moved[id.index()] {

@@ -84,7 +84,12 @@ impl Factors {
     }
 
     /// As [`Factors::new`] of a matrix whose rows are stored one after the other.
-    pub(crate) fn of_rows(layer: &str, weight: &[f64], len: usize, vectors: bool) -> Result<Self> {
+    pub(crate) fn of_rows<T: Copy + Into<f64>>(
+        layer: &str,
+        weight: &[T],
+        len: usize,
+        vectors: bool,
+    ) -> Result<Self> {
         let rows = weight.len() / len;
         let filters = columns_of(weight, len);
         let direct = work(rows, len) <= DIRECT_LIMIT;
@@ -99,7 +104,12 @@ impl Factors {
     /// The first `rank` singular vectors of a large matrix whose rows are stored one after the other, by random projection with a
     /// fixed seed. Their product is near the best one of that rank; the squares are those of these vectors alone, so they are
     /// no spectrum.
-    pub(crate) fn leading(layer: &str, weight: &[f64], len: usize, rank: usize) -> Result<Self> {
+    pub(crate) fn leading<T: Copy + Into<f64>>(
+        layer: &str,
+        weight: &[T],
+        len: usize,
+        rank: usize,
+    ) -> Result<Self> {
         let rows = weight.len() / len;
         let par = Par::rayon(TASKS);
         let x = columns_of(weight, len);

@@ -1,4 +1,4 @@
-use crate::chain::{Kernel, join};
+use crate::chain::{Kernel, Link, join};
 use crate::factor::single;
 use crate::layer::Layer;
 use crate::{Error, Result};
@@ -25,8 +25,7 @@ pub fn recompose(model: &Model) -> Result<Model> {
             return Ok(inputs[0]);
         }
         let (kernel, bias) = product(layers);
-        let (op, dims) = kernel.op(&layers[0], bias.is_some());
-        let weight = Array::new(dims, kernel.weight.iter().map(|w| single(*w)).collect::<Vec<_>>());
+        let (op, weight) = Link::new("", kernel).layer(&layers[0], bias.is_some());
         let bias = bias
             .map(|bias| Array::new(vec![bias.len()], bias.iter().map(|v| single(*v)).collect::<Vec<_>>()));
         Ok(b.add(name, op, inputs, [Some(weight), bias].into_iter().flatten().collect())?)

@@ -203,7 +203,7 @@ class Training:
 
 
 def decompose(command):
-    """The fastest exact way of these libraries: eigenvectors of the smaller Gram matrix, in single precision."""
+    """The fastest exact way of these libraries: eigenvectors of the smaller Gram matrix, in single or double precision."""
     tensors = load_file(command["decompose"])
     weights = [np.split(tensors[f"{name}.weight"].reshape(len(tensors[f"{name}.weight"]), -1), groups)
                for name, groups in command["layers"]]
@@ -214,7 +214,8 @@ def decompose(command):
         torch.set_num_threads(THREADS)
         torch.set_grad_enabled(False)
         lib, eigh, flip, place = torch, torch.linalg.eigh, lambda a: a.flip(-1), torch.from_numpy
-    weights = [[place(np.ascontiguousarray(group)) for group in groups] for groups in weights]
+    kind = np.float64 if command["double"] else np.float32
+    weights = [[place(np.ascontiguousarray(group, kind)) for group in groups] for groups in weights]
     ranks = []
     start = time.perf_counter()
     for groups in weights:

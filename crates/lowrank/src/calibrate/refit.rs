@@ -47,18 +47,19 @@ fn no_convergence(layer: &Layer<'_>) -> Error {
 pub(crate) fn refit(layer: &Layer<'_>, chain: &Chain, moments: &[Moments], share: f64) -> Result<Chain> {
     let mut before: Option<Kernel> = None;
     for link in &chain.links[..chain.links.len() - 1] {
-        let kernel = &link.kernel;
+        let kernel = link.kernel();
         before = Some(match before {
-            None => kernel.clone(),
+            None => kernel,
             Some(product) => {
-                product.then(kernel).expect("the layers of a decomposition make one convolution")
+                product.then(&kernel).expect("the layers of a decomposition make one convolution")
             }
         });
     }
     let (Some(before), Some(last)) = (before, chain.links.last()) else { return Ok(chain.clone()) };
-    let mut weight = Vec::with_capacity(last.kernel.weight.len());
+    let last = last.kernel();
+    let mut weight = Vec::with_capacity(last.weight.len());
     for (g, moments) in moments.iter().enumerate() {
-        let seen = unfolded(layer, g, &before, &last.kernel);
+        let seen = unfolded(layer, g, &before, &last);
         let ridge = moments.ridge(share);
         let right = outputs(layer, g, moments, ridge);
         let q = seen.ncols();
@@ -77,14 +78,7 @@ pub(crate) fn refit(layer: &Layer<'_>, chain: &Chain, moments: &[Moments], share
         let solution = solve(normal, of_outputs).ok_or_else(|| no_convergence(layer))?;
         weight.extend((0..layer.group_filters() * q).map(|i| solution[(i % q, i / q)]));
     }
-    let links = chain.links.iter().enumerate().map(|(i, link)| {
-        let mut kernel = link.kernel.clone();
-        if i + 1 == chain.links.len() {
-            kernel.weight.clone_from(&weight);
-        }
-        (link.suffix, kernel)
-    });
-    Ok(Chain::new(links))
+    Ok(chain.with_last(weight))
 }
 
 /// What one filter of the last layer reads, as sums over the layer's window: `[L, channels * taps]`.

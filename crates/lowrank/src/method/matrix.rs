@@ -5,11 +5,18 @@ use crate::layer::Layer;
 use crate::{Method, Result};
 
 /// Unfolds the filters of a group, `[N, C, h, w]`, and decomposes them.
-pub(crate) fn factors(layer: &Layer<'_>, weight: &[f64], method: Method, vectors: bool) -> Result<Factors> {
+pub(crate) fn factors<T: Copy + Into<f64>>(
+    layer: &Layer<'_>,
+    weight: &[T],
+    method: Method,
+    vectors: bool,
+) -> Result<Factors> {
     let (filters, channels) = (layer.group_filters(), layer.group_channels());
     let [rows, columns] = layer.kernel();
     let taps = rows * columns;
-    let at = |n: usize, c: usize, i: usize, j: usize| weight[((n * channels + c) * rows + i) * columns + j];
+    let at = |n: usize, c: usize, i: usize, j: usize| -> f64 {
+        weight[((n * channels + c) * rows + i) * columns + j].into()
+    };
     match method {
         Method::Spatial => Factors::new(
             layer.name,
@@ -20,7 +27,7 @@ pub(crate) fn factors(layer: &Layer<'_>, weight: &[f64], method: Method, vectors
         Method::Channel => Factors::new(
             layer.name,
             [filters * taps, channels],
-            |row, c| weight[(row / taps * channels + c) * taps + row % taps],
+            |row, c| weight[(row / taps * channels + c) * taps + row % taps].into(),
             vectors,
         ),
         _ => Factors::of_rows(layer.name, weight, layer.len, vectors),

@@ -180,8 +180,6 @@ impl GroupRank {
 pub(crate) struct Ready<'a> {
     layer: &'a Layer<'a>,
     method: Method,
-    /// `[N, L]` of each group.
-    weights: Vec<Vec<f64>>,
     parts: Parts,
     statistics: Option<&'a Statistics>,
 }
@@ -202,8 +200,8 @@ enum Parts {
     Leading(Vec<Factors>),
     /// The tensor of each group, unfolded.
     Tucker(Vec<Tucker>),
-    /// Each group's filters as they are.
-    Raw,
+    /// Each group's filters `[N, L]` as they are.
+    Raw(Vec<Vec<f64>>),
 }
 
 /// New layers, and what is to be known of them.
@@ -223,14 +221,15 @@ impl<'a> Ready<'a> {
         statistics: Option<&'a Statistics>,
         known: Option<GroupRank>,
     ) -> Result<Self> {
-        let weights: Vec<Vec<f64>> = match statistics {
-            None => {
-                (0..layer.groups).map(|g| layer.group(g).iter().map(|w| f64::from(*w)).collect()).collect()
-            }
-            Some(of) => {
-                let groups = of.groups.iter().enumerate();
-                groups.map(|(g, moments)| regression(layer, g, moments, of.ridge)).collect::<Result<_>>()?
-            }
+        let groups = || 0..layer.groups;
+        // The weights that give the outputs, in double precision.
+        let weights = || -> Result<Vec<Vec<f64>>> {
+            groups()
+                .map(|g| match statistics {
+                    None => Ok(layer.group(g).iter().map(|w| f64::from(*w)).collect()),
+                    Some(of) => regression(layer, g, &of.groups[g], of.ridge),
+                })
+                .collect()
         };
         let leading = known.map(|rank| rank.output).filter(|rank| {
             Factors::is_for_leading(layer.group_filters(), layer.len, *rank) && statistics.is_none()
@@ -238,26 +237,32 @@ impl<'a> Ready<'a> {
         let parts = match (method, statistics) {
             (Method::Pca | Method::Svd, None) if leading.is_some() => {
                 let rank = leading.unwrap_or(1);
-                let leading = weights.iter().map(|w| Factors::leading(layer.name, w, layer.len, rank));
+                let leading = groups().map(|g| Factors::leading(layer.name, layer.group(g), layer.len, rank));
                 Parts::Leading(leading.collect::<Result<_>>()?)
             }
             (Method::Pca | Method::Svd, Some(of)) => {
-                let groups = weights.iter().zip(&of.groups);
-                let factors = groups.map(|(weight, moments)| {
+                let factors = weights()?.into_iter().zip(&of.groups).map(|(weight, moments)| {
                     let covariance = ridged(&moments.own, moments.ridge(of.ridge));
-                    Factors::of_outputs(layer.name, weight, &covariance)
+                    Factors::of_outputs(layer.name, &weight, &covariance)
                 });
                 Parts::Matrix(factors.collect::<Result<_>>()?)
             }
-            (Method::Pca | Method::Svd | Method::Spatial | Method::Channel, _) => Parts::Matrix(
-                weights.iter().map(|w| matrix::factors(layer, w, method, vectors)).collect::<Result<_>>()?,
-            ),
-            (Method::Tucker, _) => {
-                Parts::Tucker(weights.iter().map(|w| Tucker::new(layer, w, vectors)).collect::<Result<_>>()?)
+            (Method::Pca | Method::Svd | Method::Spatial | Method::Channel, None) => {
+                let factors = groups().map(|g| matrix::factors(layer, layer.group(g), method, vectors));
+                Parts::Matrix(factors.collect::<Result<_>>()?)
             }
-            (Method::Kmeans | Method::Cp, _) => Parts::Raw,
+            (Method::Spatial | Method::Channel, Some(_)) => {
+                let factors =
+                    weights()?.into_iter().map(|weight| matrix::factors(layer, &weight, method, vectors));
+                Parts::Matrix(factors.collect::<Result<_>>()?)
+            }
+            (Method::Tucker, _) => {
+                let tuckers = weights()?.into_iter().map(|weight| Tucker::new(layer, weight, vectors));
+                Parts::Tucker(tuckers.collect::<Result<_>>()?)
+            }
+            (Method::Kmeans | Method::Cp, _) => Parts::Raw(weights()?),
         };
-        Ok(Self { layer, method, weights, parts, statistics })
+        Ok(Self { layer, method, parts, statistics })
     }
 
     /// What each group keeps at each rank: the spectrum of its output side, and of its input side.
@@ -267,7 +272,7 @@ impl<'a> Ready<'a> {
                 Some(groups.iter().map(|f| (Spectrum::new(f.squares.clone()), None)).collect())
             }
             Parts::Tucker(groups) => Some(groups.iter().map(Tucker::spectra).collect()),
-            Parts::Leading(_) | Parts::Raw => None,
+            Parts::Leading(_) | Parts::Raw(_) => None,
         }
     }
 
@@ -291,11 +296,11 @@ impl<'a> Ready<'a> {
                     add(group.weights(layer.name, ranks)?);
                 }
             }
-            (Parts::Raw, Method::Kmeans) => {
-                self.weights.iter().for_each(|w| add(kmeans::weights(w, layer.len, rank.output)));
+            (Parts::Raw(weights), Method::Kmeans) => {
+                weights.iter().for_each(|w| add(kmeans::weights(w, layer.len, rank.output)));
             }
-            (Parts::Raw, _) => {
-                for weight in &self.weights {
+            (Parts::Raw(weights), _) => {
+                for weight in weights {
                     let (group, unstable) = cp::weights(layer, weight, rank.output)?;
                     add(group);
                     warning = warning.or(unstable);

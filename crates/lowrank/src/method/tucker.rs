@@ -18,17 +18,16 @@ pub(crate) struct Tucker {
 }
 
 impl Tucker {
-    pub(crate) fn new(layer: &Layer<'_>, weight: &[f64], vectors: bool) -> Result<Self> {
-        let tensor = Tensor {
-            filters: layer.group_filters(),
-            channels: layer.group_channels(),
-            taps: layer.len / layer.group_channels(),
-            data: weight.to_vec(),
-        };
+    pub(crate) fn new(layer: &Layer<'_>, weight: Vec<f64>, vectors: bool) -> Result<Self> {
         Ok(Self {
-            output: factors(layer, weight, Method::Pca, vectors)?,
-            input: factors(layer, weight, Method::Channel, vectors)?,
-            tensor,
+            output: factors(layer, &weight, Method::Pca, vectors)?,
+            input: factors(layer, &weight, Method::Channel, vectors)?,
+            tensor: Tensor {
+                filters: layer.group_filters(),
+                channels: layer.group_channels(),
+                taps: layer.len / layer.group_channels(),
+                data: weight,
+            },
         })
     }
 

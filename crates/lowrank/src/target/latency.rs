@@ -102,10 +102,10 @@ pub fn measured_speedup(
 pub(super) fn speedup_when_quiet(
     models: [&Model; 2],
     known_us: f64,
-    batch: usize,
-    threads: usize,
+    settings: &SurveySettings,
     seconds: f64,
 ) -> Result<f64> {
+    let SurveySettings { batch, threads, .. } = *settings;
     let mut all = Vec::new();
     for _ in 0..=PATIENCE {
         all.extend(measurements(models, batch, threads, seconds)?);

@@ -224,11 +224,20 @@ impl Survey {
     /// # Errors
     /// [`Error::Unreachable`], with the most that there is by what was measured.
     pub fn reach(&mut self, model: &Model, speedup: f64, seconds: f64) -> Result<Reached> {
-        let (batch, threads, known_us) = (self.settings.batch, self.settings.threads, self.whole_us);
-        self.reach_by(speedup, |settings| {
-            let (small, _) = decompose(model, settings)?;
-            latency::speedup_when_quiet([model, &small], known_us, batch, threads, seconds)
+        let (settings, known_us) = (self.settings.clone(), self.whole_us);
+        self.reach_by(speedup, |selected| {
+            let (small, _) = decompose(model, selected)?;
+            latency::speedup_when_quiet([model, &small], known_us, &settings, seconds)
         })
+    }
+
+    /// How many times as fast a network runs as the one that was surveyed, measured as [`measured_speedup`] does; while the machine is
+    /// so busy that the latter takes more than 1.25 times as long as in the survey, it is measured again, up to three times.
+    ///
+    /// # Errors
+    /// As [`measured_speedup`].
+    pub fn speedup_of(&self, model: &Model, small: &Model, seconds: f64) -> Result<f64> {
+        latency::speedup_when_quiet([model, small], self.whole_us, &self.settings, seconds)
     }
 
     /// As [`Survey::reach`], with another way to measure the network that these settings make.

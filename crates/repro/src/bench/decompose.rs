@@ -33,7 +33,11 @@ struct Case {
     what: String,
     layers: usize,
     cofilter_s: f64,
+    /// In single precision.
     pytorch_s: f64,
+    /// In double precision, as ours.
+    pytorch_f64_s: f64,
+    /// In single precision.
     numpy_s: f64,
     /// Sum of the ranks of all layers, a group of each.
     rank_sum: usize,
@@ -70,8 +74,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Artifact::new(subject.model.clone()).save(&path)?;
         let case = measure(subject, &path, &mut workers, rounds).with_context(|| subject.what.to_owned())?;
         println!(
-            "{}: {:.3} s, PyTorch {:.3} s, NumPy {:.3} s",
-            case.what, case.cofilter_s, case.pytorch_s, case.numpy_s
+            "{}: {:.3} s, PyTorch {:.3} s, in f64 {:.3} s, NumPy {:.3} s",
+            case.what, case.cofilter_s, case.pytorch_s, case.pytorch_f64_s, case.numpy_s
         );
         cases.push(case);
     }
@@ -109,7 +113,7 @@ fn subjects() -> Result<Vec<Subject>> {
 }
 
 fn measure(subject: &Subject, path: &Path, workers: &mut [Result<Worker>; 2], rounds: usize) -> Result<Case> {
-    let mut seconds: [Vec<f64>; 3] = Default::default();
+    let mut seconds: [Vec<f64>; 4] = Default::default();
     let (mut rank_sum, mut ranks_apart) = (0, 0);
     // The first round warms up.
     for round in 0..=rounds {
@@ -118,9 +122,9 @@ fn measure(subject: &Subject, path: &Path, workers: &mut [Result<Worker>; 2], ro
         let mut times = vec![start.elapsed().as_secs_f64()];
         let ranks: Vec<usize> = report.layers.iter().map(|layer| layer.rank / layer.groups).collect();
         rank_sum = ranks.iter().sum();
-        for worker in workers.iter_mut() {
-            let worker = worker.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-            let (time, theirs) = worker.decompose(path, &subject.layers, subject.rule)?;
+        for (worker, double) in [(0, false), (0, true), (1, false)] {
+            let worker = workers[worker].as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+            let (time, theirs) = worker.decompose(path, &subject.layers, subject.rule, double)?;
             times.push(time);
             ensure!(
                 theirs.len() == ranks.len(),
@@ -137,9 +141,10 @@ fn measure(subject: &Subject, path: &Path, workers: &mut [Result<Worker>; 2], ro
             seconds.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
         }
     }
-    let [cofilter_s, pytorch_s, numpy_s] = seconds.map(|all| median(&all));
+    let [cofilter_s, pytorch_s, pytorch_f64_s, numpy_s] = seconds.map(|all| median(&all));
     let layers = subject.layers.len();
-    Ok(Case { what: subject.what.into(), layers, cofilter_s, pytorch_s, numpy_s, rank_sum, ranks_apart })
+    let what = subject.what.into();
+    Ok(Case { what, layers, cofilter_s, pytorch_s, pytorch_f64_s, numpy_s, rank_sum, ranks_apart })
 }
 
 impl Report {
@@ -148,8 +153,9 @@ impl Report {
             "# Decomposition\n\n{}\n\n{}\n\nSeconds for two factors of every layer, {} thread(s), medians of {} rounds in turns. \
              Ours: `lowrank::decompose` as it is called, in double precision, with spectra, the choice of ranks at {:.0} % of the \
              energy (fc6: rank {FC6_RANK}), the measured error of every layer, and the new network. Theirs: eigenvectors of the \
-             smaller Gram matrix in single precision, the same ranks, and the factors. Ranks agree within {RANKS_APART} in every \
-             round.\n\n| | layers | cofilter | PyTorch | NumPy | PyTorch over cofilter |\n|---|---|---|---|---|---|\n",
+             smaller Gram matrix in single precision (PyTorch in double precision too), the same ranks, and the factors. Ranks agree \
+             within {RANKS_APART} in every round.\n\n| | layers | cofilter, f64 | PyTorch, f32 | PyTorch, f64 | NumPy, f32 | PyTorch f32 \
+             over cofilter | PyTorch f64 over cofilter |\n|---|---|---|---|---|---|---|---|\n",
             written_by(),
             self.machine,
             self.threads,
@@ -159,13 +165,15 @@ impl Report {
         for case in &self.cases {
             let _ = writeln!(
                 text,
-                "| {} | {} | {:.3} | {:.3} | {:.3} | {:.2} |",
+                "| {} | {} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} |",
                 case.what,
                 case.layers,
                 case.cofilter_s,
                 case.pytorch_s,
+                case.pytorch_f64_s,
                 case.numpy_s,
-                case.pytorch_s / case.cofilter_s
+                case.pytorch_s / case.cofilter_s,
+                case.pytorch_f64_s / case.cofilter_s
             );
         }
         text

@@ -154,10 +154,12 @@ impl Worker {
         model: &Path,
         layers: &[(String, usize)],
         rule: Result<usize, f64>,
+        double: bool,
     ) -> Result<(f64, Vec<usize>)> {
         let (rank, energy) = (rule.ok(), rule.err());
-        let answer =
-            self.ask(&json!({"decompose": model, "layers": layers, "rank": rank, "energy": energy}))?;
+        let command =
+            json!({"decompose": model, "layers": layers, "rank": rank, "energy": energy, "double": double});
+        let answer = self.ask(&command)?;
         let seconds = answer["seconds"].as_f64();
         let ranks: Option<Vec<usize>> = serde_json::from_value(answer["ranks"].clone()).ok();
         seconds.zip(ranks).with_context(|| format!("{}: no seconds and ranks in {answer}", self.name))

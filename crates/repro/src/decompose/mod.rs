@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::{Augment, Pipeline, Split, preprocessing};
 use cofilter_formats::StateDict;
 use cofilter_graph::{Artifact, Model, Preprocessing, Provenance};
-use cofilter_lowrank::target::{Reached, Survey, SurveySettings, measured_speedup};
+use cofilter_lowrank::target::{Reached, Survey, SurveySettings};
 use cofilter_lowrank::{
     Calibration, Rank, RankRule, Settings as Decomposition, decompose, decompose_calibrated,
     reestimate_batch_norm,
@@ -329,10 +329,7 @@ impl<'a> Context<'a> {
             };
             let calibration = self.calibration();
             let (small, _) = decompose_calibrated(&dense.model, &reached.selection.settings, &calibration)?;
-            let threads = self.options.thread_count();
-            let (measured, _) =
-                measured_speedup(&dense.model, &small, batch, threads, self.settings.seconds)?;
-            asked.measured = Some(measured);
+            asked.measured = Some(survey.speedup_of(&dense.model, &small, self.settings.seconds)?);
             Ok((Artifact::new(small), asked))
         })?;
         survey.clone_from(&asked.survey);
@@ -356,6 +353,7 @@ impl<'a> Context<'a> {
                 front.push([measured, self.named(name, None, model, BTreeMap::new())?.top1]);
             }
         }
+        let survey = self.survey(surveys, &dense.model, 1)?;
         let mut energy_rule = Vec::new();
         for energy in [0.95, 0.9, 0.85, 0.8, 0.7, 0.6] {
             let settings = Decomposition { rule: RankRule::Energy(energy), ..Decomposition::default() };
@@ -366,7 +364,7 @@ impl<'a> Context<'a> {
             let key =
                 Key::new("energy-speedup", &[&hash], &(threads, self.settings.seconds, machine::commit()));
             let measured = self.store.value(&key, || {
-                Ok(measured_speedup(&dense.model, &small, 1, threads, self.settings.seconds)?.0)
+                survey.speedup_of(&dense.model, &small, self.settings.seconds).map_err(Into::into)
             })?;
             let name = format!("{}-energy-{:.0}", dense.name, 100.0 * energy);
             energy_rule.push([measured, self.named(name, None, small, BTreeMap::new())?.top1]);
