@@ -55,6 +55,9 @@ struct Report {
     before: Size,
     after: Size,
     ranks: BTreeMap<String, Rank>,
+    /// Whether ranks will fall while the network is trained, which a dry run cannot tell.
+    #[serde(skip)]
+    clips: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy_before: Option<Accuracy>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +82,6 @@ struct Try {
 /// What the stages came to.
 struct Outcome {
     artifact: Artifact,
-    ranks: BTreeMap<String, Rank>,
     speed: Option<Speed>,
 }
 
@@ -146,7 +148,7 @@ impl Args {
                 Err(error) => return Err(error),
             }
         }
-        let Outcome { artifact: result, ranks, .. } = outcome;
+        let Outcome { artifact: result, .. } = outcome;
         let mut written = Vec::new();
         for file in recipe.out.iter().filter(|_| !self.dry_run && wanted) {
             let (bytes, verified) =
@@ -160,7 +162,8 @@ impl Args {
             dry_run: self.dry_run,
             before: Size::of(&source.model),
             after: Size::of(&result.model),
-            ranks,
+            ranks: decompose::ranks_of(&result.model),
+            clips: self.dry_run && recipe.stages.iter().any(Stage::clips),
             accuracy_before,
             accuracy_after,
             max_drop: self.wish.max_drop,
@@ -186,7 +189,6 @@ impl Args {
         let mut now = source.clone();
         // What the last stage made its network from.
         let mut before = source.clone();
-        let mut ranks = decompose::ranks_of(source);
         let mut speed = None;
         let images = |artifact: &Artifact, count: usize| {
             sample(artifact, path, split.context("it needs `data`")?, count)
@@ -251,11 +253,8 @@ impl Args {
                 now.save(&kept)?;
             }
             finetune::go_on()?;
-            if stage.decomposes() {
-                ranks = decompose::ranks_of(&now);
-            }
         }
-        Ok(Outcome { artifact: now, ranks, speed })
+        Ok(Outcome { artifact: now, speed })
     }
 }
 
@@ -321,7 +320,14 @@ impl Report {
             let _ = writeln!(text, "{}: {not}{} bytes, {}", file.file.display(), file.bytes, file.verified);
         }
         if self.dry_run {
-            text += "dry run: nothing was trained or written; latency is that of the network as it will be, with other numbers\n";
+            text += match self.clips {
+                true => {
+                    "dry run: nothing was trained or written; a stage clips ranks while it trains, and all of this is from before it\n"
+                }
+                false => {
+                    "dry run: nothing was trained or written; latency is that of the network as it will be, with other numbers\n"
+                }
+            };
         }
         text
     }

@@ -2,18 +2,19 @@
 
 use crate::convert::Target;
 use crate::evaluate::{preprocessing, threads};
-use crate::output::{Output, short, table};
+use crate::output::{Output, ToText as _, short};
 use crate::source::Source;
 use crate::verify::Limits;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use cofilter_data::{Augment, Pipeline, Split};
-use cofilter_graph::{Artifact, Model};
+use cofilter_graph::{Artifact, Model, NodeId};
 use cofilter_lowrank::target::{Survey, SurveySettings};
 use cofilter_lowrank::{
     Budget, Calibration, LayerReport, Limit, Method, Quantity, Rank, RankRule, Report, Settings, decompose,
     decompose_calibrated, recompose, reestimate_batch_norm,
 };
+use cofilter_report::Table;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -131,7 +132,7 @@ impl Rule {
 }
 
 impl Choice {
-    /// Several shares of the energy, or nothing else than shares of it.
+    /// The shares of the energy that were given.
     pub(crate) fn energies(&self) -> &[f64] {
         &self.rule.energy
     }
@@ -142,8 +143,9 @@ impl Choice {
         let shares = [norm, ratio, stable_rank, target_speedup];
         let rule =
             *evbmf || budget.is_some() || ranks.is_some() || shares.iter().any(|share| share.is_some());
-        let Self { rule: _, method, methods, linear: _, pointwise: _, grow: _, exclude: _ } = self;
-        !rule && method.is_none() && methods.is_empty()
+        let Self { rule: _, method, methods, linear, pointwise, grow, exclude } = self;
+        let layers = *linear || *pointwise || *grow || !exclude.is_empty();
+        !rule && !layers && method.is_none() && methods.is_empty()
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -338,7 +340,12 @@ pub(crate) fn apply(
 /// New statistics of batch normalisations, moved by as much as the decomposition moved those of these images.
 pub(crate) fn restate(small: &Artifact, original: &Model, calibration: &Calibration<'_>) -> Result<Artifact> {
     let model = reestimate_batch_norm(&small.model, Some(&recompose(original)?), calibration)?;
-    Ok(Artifact { model, provenance: small.provenance.clone() })
+    let mut provenance = small.provenance.clone();
+    if let Some(recipe) = &mut provenance.recipe {
+        let images = calibration.images.len() / model.graph().input_shape().elements();
+        recipe["batch_norm"] = serde_json::json!({ "images": images });
+    }
+    Ok(Artifact { model, provenance })
 }
 
 /// What was measured on the way to a speedup.
@@ -402,11 +409,17 @@ pub(crate) fn reach(
 /// Of each measurement of a whole network.
 const SECONDS: f64 = 1.5;
 
-/// The ranks that [`apply`] noted in an artifact.
-pub(crate) fn ranks_of(artifact: &Artifact) -> BTreeMap<String, Rank> {
-    let recipe = artifact.provenance.recipe.as_ref();
-    let ranks = recipe.and_then(|recipe| serde_json::from_value(recipe["ranks"].clone()).ok());
-    ranks.unwrap_or_default()
+/// The ranks of what is decomposed in a network.
+pub(crate) fn ranks_of(model: &Model) -> BTreeMap<String, Rank> {
+    let graph = model.graph();
+    let width = |id: NodeId| graph.node(id).shape().channels();
+    let rank = |nodes: &[NodeId]| match nodes {
+        // Tucker's two; the four links of CP have one rank.
+        [reduce, core, _] => Rank::Two([width(*reduce), width(*core)]),
+        [first, ..] => Rank::One(width(*first)),
+        [] => Rank::One(0),
+    };
+    graph.decomposed().iter().map(|(name, nodes)| ((*name).to_owned(), rank(nodes))).collect()
 }
 
 /// The speedup that [`reach`] noted in an artifact.
@@ -415,9 +428,9 @@ pub(crate) fn speed_of(artifact: &Artifact) -> Option<Speed> {
     serde_json::from_value(recipe["speed"].clone()).ok()
 }
 
-/// A report as a table.
-pub(crate) fn text(report: &Report) -> String {
-    let header =
+/// The layers of a report.
+pub(crate) fn table_of(report: &Report) -> Table {
+    let columns =
         ["layer", "method", "filters", "full rank", "rank", "energy", "weights", "MACs", "gain in MACs"];
     let row = |layer: &LayerReport, rank: String| {
         vec![
@@ -435,11 +448,21 @@ pub(crate) fn text(report: &Report) -> String {
     let ranks = report.ranks();
     let replaced = report.layers.iter().map(|layer| row(layer, ranks[&layer.name].to_string()));
     let kept = report.kept.iter().map(|layer| row(layer, format!("{}, stays", layer.rank)));
+    Table {
+        title: "Decomposition".into(),
+        caption: "Layers as they would be taken apart, and those that would have become larger and slower, which stay.".into(),
+        columns: columns.map(String::from).into(),
+        rows: replaced.chain(kept).collect(),
+    }
+}
+
+/// A report as text.
+pub(crate) fn text(report: &Report) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a ratio with two digits")]
     let gain = report.macs_before as f64 / report.macs_after as f64;
     let mut text = format!(
         "{}\n\nall: weights {} → {}, MACs {} → {}, {gain:.2} times fewer\n",
-        table(&header, replaced.chain(kept)),
+        table_of(report).to_text(),
         short(report.params_before),
         short(report.params_after),
         short(report.macs_before),

@@ -63,3 +63,15 @@ pub(crate) fn short(number: usize) -> String {
         _ => number.to_string(),
     }
 }
+
+/// A table for a terminal.
+pub(crate) trait ToText {
+    fn to_text(&self) -> String;
+}
+
+impl ToText for cofilter_report::Table {
+    fn to_text(&self) -> String {
+        let columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        table(&columns, self.rows.clone())
+    }
+}

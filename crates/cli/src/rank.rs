@@ -1,7 +1,8 @@
 //! `cofilter rank`.
 
 use crate::decompose::{self, Choice, Plan, Sight, Speed};
-use crate::output::{Output, table};
+use crate::output::{Output, ToText as _};
+use crate::rank_report::{ReportArgs, ranks};
 use crate::source::Source;
 use anyhow::{Context as _, Result, ensure};
 use cofilter_lowrank::{Analysis, analyse, evbmf_rank};
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sight: Sight,
     #[command(flatten)]
-    report: crate::rank_report::ReportArgs,
+    report: ReportArgs,
 }
 
 #[derive(Serialize)]
@@ -50,6 +51,13 @@ impl Args {
             ensure!(*energy > 0.0 && *energy <= 1.0, "--energy {energy}: expected above 0 and up to 1");
         }
         let source = self.source.open()?;
+        // First, so that what is asked for wrongly is said before anything is computed or written.
+        let plan = if self.choice.is_usual() && self.sight.data.is_none() {
+            None
+        } else {
+            let plan = decompose::plan(&source, &self.source.model, &self.choice, &self.sight);
+            Some(plan.context("decompose")?)
+        };
         let layers: Vec<Layer> = analyse(&source.model, energies[0])?
             .into_iter()
             .map(|analysis| Layer {
@@ -63,32 +71,21 @@ impl Args {
             })
             .collect();
         let analyses: Vec<&Analysis> = layers.iter().map(|layer| &layer.analysis).collect();
-        self.report.write(&self.source.model, &source.model, &energies, &analyses)?;
-        let heads: Vec<String> = energies.iter().map(|energy| format!("rank at {energy}")).collect();
-        let mut header = vec!["layer", "filters", "weights each", "groups", "full rank"];
-        header.extend(heads.iter().map(String::as_str));
-        header.extend(["break-even", "stable rank", "effective rank", "EVBMF"]);
-        let rows = layers.iter().map(|layer| {
-            let a = &layer.analysis;
-            let counts = [a.filters, a.filter_len, a.groups, a.full_rank];
-            let mut row = vec![a.name.clone()];
-            row.extend(counts.iter().chain(&layer.ranks).map(ToString::to_string));
-            row.extend([a.break_even_rank, a.stable_rank, a.effective_rank].map(|x| format!("{x:.1}")));
-            row.push(layer.evbmf_rank.to_string());
-            row
-        });
-        let mut text = table(&header, rows);
-        let mut report = Report { energies, layers, plan: None, reached: None };
-        if !self.choice.is_usual() || self.sight.data.is_some() {
-            let plan = decompose::plan(&source, &self.source.model, &self.choice, &self.sight);
-            let Plan { report: plan, reached, .. } = plan.context("decompose")?;
+        let hints: Vec<usize> = layers.iter().map(|layer| layer.evbmf_rank).collect();
+        let mut tables = vec![ranks(&source.model, &energies, &analyses, &hints)];
+        let mut text = tables[0].to_text();
+        let (plan, reached) =
+            plan.map_or((None, None), |Plan { report, reached, .. }| (Some(report), reached));
+        if let Some(plan) = &plan {
+            tables.push(decompose::table_of(plan));
             text +=
-                &format!("\n\nby `decompose`, which this command does not do:\n{}", decompose::text(&plan));
-            if let Some(reached) = &reached {
-                text += &format!("{reached}\n");
-            }
-            (report.plan, report.reached) = (Some(plan), reached);
+                &format!("\n\nby `decompose`, which this command does not do:\n{}", decompose::text(plan));
         }
+        if let Some(reached) = &reached {
+            text += &format!("{reached}\n");
+        }
+        self.report.write(&self.source.model, &source.model, &energies, &analyses, tables)?;
+        let report = Report { energies, layers, plan, reached };
         Output::new(text, &report)
     }
 }

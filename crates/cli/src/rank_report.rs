@@ -50,9 +50,10 @@ impl ReportArgs {
         model: &Model,
         energies: &[f64],
         layers: &[&Analysis],
+        tables: Vec<Table>,
     ) -> Result<()> {
         let Some(target) = &self.report else { return Ok(()) };
-        let page = self.page(name, model, energies, layers)?;
+        let page = self.page(name, model, energies, layers, tables)?;
         let json = || Ok::<_, anyhow::Error>(serde_json::to_string_pretty(&page)? + "\n");
         let write = |path: &Path, bytes: &[u8]| Ok::<_, anyhow::Error>(write_atomically(path, bytes)?);
         match target {
@@ -67,7 +68,14 @@ impl ReportArgs {
         }
     }
 
-    fn page(&self, name: &Path, model: &Model, energies: &[f64], layers: &[&Analysis]) -> Result<Page> {
+    fn page(
+        &self,
+        name: &Path,
+        model: &Model,
+        energies: &[f64],
+        layers: &[&Analysis],
+        tables: Vec<Table>,
+    ) -> Result<Page> {
         let macs = macs(model, layers);
         let mut all = vec![figures::rank_ratios(layers, energies)];
         for draw in [figures::energy_curves, figures::spectra] {
@@ -82,9 +90,11 @@ impl ReportArgs {
         }
         let chosen = if self.show.is_empty() { shown(layers, &macs) } else { self.show.clone() };
         for layer in &chosen {
+            let asked = if self.show.is_empty() { "figures" } else { "--show" };
+            let told = || asked;
             for mut figure in [
-                figures::similarity(&similarity(model, layer).context("--show")?),
-                figures::projection(&projection(model, layer, CLUSTERS).context("--show")?),
+                figures::similarity(&similarity(model, layer).with_context(told)?),
+                figures::projection(&projection(model, layer, CLUSTERS).with_context(told)?),
             ] {
                 figure.id = free_id(&figure.id, &all);
                 all.push(figure);
@@ -99,7 +109,7 @@ impl ReportArgs {
                 cost.params(),
                 cost.macs()
             ),
-            tables: vec![ranks(energies, layers, &macs)],
+            tables,
             figures: all,
         })
     }
@@ -125,12 +135,14 @@ fn shown(layers: &[&Analysis], macs: &[usize]) -> Vec<String> {
     names
 }
 
-fn ranks(energies: &[f64], layers: &[&Analysis], macs: &[usize]) -> Table {
+/// The ranks of each layer, and what variational Bayes hints at.
+pub(crate) fn ranks(model: &Model, energies: &[f64], layers: &[&Analysis], hints: &[usize]) -> Table {
+    let macs = macs(model, layers);
     let mut columns: Vec<String> =
         ["layer", "filters", "weights each", "groups", "MACs", "full rank"].map(String::from).into();
     columns.extend(energies.iter().map(|energy| format!("rank at {energy}")));
-    columns.extend(["break-even", "stable rank", "effective rank"].map(String::from));
-    let row = |(layer, macs): (&&Analysis, &usize)| {
+    columns.extend(["break-even", "stable rank", "effective rank", "EVBMF"].map(String::from));
+    let row = |((layer, macs), hint): ((&&Analysis, &usize), &usize)| {
         let mut row = vec![layer.name.clone()];
         row.extend(
             [layer.filters, layer.filter_len, layer.groups, *macs, layer.full_rank].map(|n| n.to_string()),
@@ -139,14 +151,15 @@ fn ranks(energies: &[f64], layers: &[&Analysis], macs: &[usize]) -> Table {
         row.extend(
             [layer.break_even_rank, layer.stable_rank, layer.effective_rank].map(|x| format!("{x:.1}")),
         );
+        row.push(hint.to_string());
         row
     };
     Table {
         title: "Ranks".into(),
         caption: "Rank at a share of the energy: the least number of basis filters that keep it, summed over groups. Above the break-even \
-                  rank a pair of layers costs more than the layer does."
+                  rank a pair of layers costs more than the layer does. EVBMF: the rank that variational Bayes tells from noise, a hint."
             .into(),
         columns,
-        rows: layers.iter().zip(macs).map(row).collect(),
+        rows: layers.iter().zip(&macs).zip(hints).map(row).collect(),
     }
 }

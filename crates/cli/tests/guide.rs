@@ -51,7 +51,10 @@ fn every_command_of_the_guide_works() {
     assert!(SafeTensors::deserialize(&bytes).unwrap().tensor("conv2.1.bias").is_ok());
     let clipped = Artifact::load(&folder.join("clipped.safetensors")).unwrap().model;
     let basis = clipped.graph().find("conv2_lowrank").unwrap();
-    assert!(clipped.tensors(basis)[0].dims()[0] < 50, "conv2 keeps all ranks");
+    let rank = clipped.tensors(basis)[0].dims()[0];
+    assert!(rank < 50, "conv2 keeps all ranks");
+    assert_eq!(json(folder, &["compress", "clip.toml"])["ranks"]["conv2"], rank);
+    assert!(stdout(folder, &["compress", "clip.toml", "--dry-run"]).contains("a stage clips ranks"));
     // The recipe again: nothing is trained a second time, and the same bytes are written.
     let written = std::fs::read(folder.join("compressed.safetensors")).unwrap();
     let output = cofilter(folder, &["compress", "compress.toml"]);

@@ -34,12 +34,18 @@ fn rank_tells_what_decompose_does() {
         let text = stdout(folder, &[&["rank", "lenet.safetensors"], rule].concat());
         assert!(text.contains("EVBMF") && text.contains("gain in MACs"), "{text}");
     }
+    let linear = json(folder, &["rank", "lenet.safetensors", "--linear", "--exclude", "conv1"]);
+    assert!(linear["plan"]["settings"]["linear"] == true, "{linear}");
     let plain = json(folder, &["rank", "lenet.safetensors", "--energy", "0.5,0.9"]);
     assert!(plain.get("plan").is_none());
     let conv2 = &plain["layers"][1];
     assert_eq!((&conv2["name"], conv2["ranks"].as_array().unwrap().len()), (&"conv2".into(), 2));
     assert!(conv2["evbmf_rank"].as_u64().unwrap() <= 50);
     for (args, reason) in [
+        (
+            vec!["rank", "lenet.safetensors", "--ratio", "7", "--report", "never"],
+            "decompose: the rank ratio is 7",
+        ),
         (vec!["rank", "lenet.safetensors", "--energy", "0.5,1.5"], "--energy 1.5: expected above 0"),
         (
             vec!["decompose", "lenet.safetensors", "--energy", "0.5,0.9", "-o", "a.onnx"],
@@ -53,6 +59,7 @@ fn rank_tells_what_decompose_does() {
         let (errors, _) = failure(folder, &args);
         assert!(errors.contains(reason), "{args:?}: {errors}");
     }
+    assert!(!folder.join("never").exists(), "nothing is written before it is known what is asked for");
 }
 
 /// A small network with batch normalisations for digits.
@@ -127,6 +134,15 @@ fn statistics_follow_a_decomposition_by_weights_and_nothing_else() {
             "stage 2, batch_norm: expected at least 1 image",
         ),
         ("{ stage = \"staged\", rules = [], finetune = {} }".to_owned(), "staged: expected `rules`"),
+        (
+            "{ stage = \"staged\", rules = [{ energy = 0.9 }, { energy = 70.0 }], finetune = {} }".to_owned(),
+            "stage 3, decompose_calibrated: the energy ratio is 70",
+        ),
+        (
+            "{ stage = \"staged\", rules = [\"full\"], settings = { rule = \"full\" }, finetune = {} }"
+                .to_owned(),
+            "not `settings.rule`",
+        ),
     ] {
         let output = recipe(&stages);
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -32,7 +32,7 @@ pub fn decompose(model: &Model, settings: &Settings) -> Result<(Model, Report)> 
     let mut selected = select(model, settings)?;
     selected.iter().try_for_each(|of| of.layer.check_finite())?;
     if let RankRule::Budget(budget) = &settings.rule {
-        share_out(model, 0, &mut selected, budget)?;
+        share_out(model, |_| 0, &mut selected, budget)?;
     }
     // The longest first, each to the next thread that is free.
     let mut order: Vec<usize> = (0..selected.len()).collect();
@@ -72,12 +72,12 @@ pub fn decompose_calibrated(
     if let RankRule::Budget(budget) = &settings.rule {
         // Biases that the layers did not have, and that no batch normalisation takes.
         let consumers = model.graph().consumers();
-        let stays = |of: &&Selected<'_>| {
-            let id = of.layer.id;
-            model.tensors(id).len() == 1 && normaliser(model.graph(), &consumers, id).is_none()
+        let bias = |layer: &Layer<'_>| {
+            let stays = model.tensors(layer.id).len() == 1
+                && normaliser(model.graph(), &consumers, layer.id).is_none();
+            if stays { layer.filters } else { 0 }
         };
-        let biases = selected.iter().filter(stays).map(|of| of.layer.filters).sum();
-        share_out(model, biases, &mut selected, budget)?;
+        share_out(model, bias, &mut selected, budget)?;
     }
     let mut original = Values::new(&biased, calibration)?;
     let mut values = Values::new(&biased, calibration)?;
@@ -291,15 +291,19 @@ fn left_alone(layer: &Layer<'_>, settings: &Settings) -> Option<&'static str> {
     }
 }
 
-/// Chooses all ranks together, where the network gets so many more numbers in any case.
-fn share_out(model: &Model, more: usize, selected: &mut [Selected<'_>], budget: &Budget) -> Result<()> {
+/// Chooses all ranks together, where a layer that is taken apart gets a bias of so many numbers.
+fn share_out(
+    model: &Model,
+    bias: impl Fn(&Layer<'_>) -> usize + Sync,
+    selected: &mut [Selected<'_>],
+    budget: &Budget,
+) -> Result<()> {
     let cost = model.cost();
     let (quantity, whole, per) = match budget.of {
         Quantity::Params => ("params", cost.params(), 1),
         Quantity::Bytes => ("bytes", 4 * cost.params(), 4),
         Quantity::Macs => ("macs", cost.macs(), 1),
     };
-    let more = if budget.of == Quantity::Macs { 0 } else { more };
     let allowed = match budget.at_most {
         Limit::Count(count) => count,
         #[expect(
@@ -311,11 +315,11 @@ fn share_out(model: &Model, more: usize, selected: &mut [Selected<'_>], budget: 
         Limit::Share(share) => (whole as f64 * share) as usize,
     };
     let candidates: Vec<Vec<Candidate>> =
-        selected.par_iter().map(|of| candidates(of, budget.of)).collect::<Result<_>>()?;
+        selected.par_iter().map(|of| candidates(of, budget.of, bias(&of.layer))).collect::<Result<_>>()?;
     let dense: f64 = candidates.iter().map(|of| of[0].choice.cost).sum();
     let choices: Vec<Vec<Choice>> =
         candidates.iter().map(|of| of.iter().map(|candidate| candidate.choice).collect()).collect();
-    let (whole, room) = (real(whole) / real(per) + real(more), real(allowed) / real(per));
+    let (whole, room) = (real(whole) / real(per), real(allowed) / real(per));
     let chosen = choose(&choices, room - (whole - dense)).ok_or_else(|| {
         let least: f64 =
             choices.iter().map(|of| of.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
@@ -336,7 +340,7 @@ struct Candidate {
 }
 
 /// Ranks at which a layer is cheaper than as it is.
-fn candidates(of: &Selected<'_>, quantity: Quantity) -> Result<Vec<Candidate>> {
+fn candidates(of: &Selected<'_>, quantity: Quantity, bias: usize) -> Result<Vec<Candidate>> {
     let Selected { layer, method, .. } = of;
     if !method.has_spectrum() {
         return Err(Error::Rule { layer: layer.name.into(), method: method.name(), rule: "budget" });
@@ -350,7 +354,7 @@ fn candidates(of: &Selected<'_>, quantity: Quantity) -> Result<Vec<Candidate>> {
     for output in 1..=full.output {
         let rank = Rank::One(output * layer.groups).of_group(layer, *method)?;
         let [weights, macs] = costs(layer, *method, rank);
-        let cost = cost(weights, macs);
+        let cost = cost(weights + bias, macs);
         if cost >= dense.cost {
             break;
         }

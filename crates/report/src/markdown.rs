@@ -51,7 +51,13 @@ pub(crate) fn numbers(figure: &Figure, title: &str) -> Table {
             };
             categories.iter().enumerate().map(row).collect()
         }
-        Plot::Lines { series } | Plot::Points { series } => {
+        Plot::Points { series } => {
+            columns = vec![String::new(), figure.x_label.clone(), figure.y_label.clone()];
+            let row =
+                |s: &LineSeries, [x, y]: [f64; 2]| vec![s.name.clone(), number(Some(x)), number(Some(y))];
+            series.iter().flat_map(|s| s.points.iter().map(move |point| row(s, *point))).collect()
+        }
+        Plot::Lines { series } => {
             columns.extend(series.iter().map(|s| s.name.clone()));
             let mut xs: Vec<f64> = series.iter().flat_map(|s| s.points.iter().map(|p| p[0])).collect();
             xs.sort_by(f64::total_cmp);

@@ -72,7 +72,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`Error::Recipe`] and [`Error::Input`] before anything is done; [`Error::Checkpoint`] for a folder of another run;
-/// [`Error::Diverged`] when a number stops being finite, the last checkpoint is kept then; [`Error::Io`].
+/// [`Error::Diverged`] when a number stops being finite, and [`Error::Lowrank`] when ranks cannot be clipped, the last checkpoint is
+/// kept then; [`Error::Io`].
 pub fn fit(model: &Model, fit: &Fit<'_>) -> Result<Outcome> {
     fit_until(model, fit, None)
 }

@@ -190,7 +190,7 @@ impl Recipe {
             return bad(problem);
         }
         if let Some(clip) = &self.clip {
-            clip.check(graph)?;
+            clip.check(graph, self.iterations)?;
         }
         let heads = graph.outputs().len();
         if !self.output_weights.is_empty() && self.output_weights.len() != heads {

@@ -164,6 +164,21 @@ impl Stage {
         matches!(self, Self::Finetune(recipe) if recipe.distillation.is_some())
     }
 
+    /// Whether ranks fall while it trains.
+    pub(super) fn clips(&self) -> bool {
+        matches!(self, Self::Finetune(recipe) if recipe.clip.is_some())
+    }
+
+    /// How it chooses ranks.
+    fn rule(&self) -> Option<&RankRule> {
+        match self {
+            Self::Decompose(settings) => Some(&settings.rule),
+            Self::DecomposeCalibrated(of) => Some(&of.settings.rule),
+            Self::Finetune(recipe) => recipe.clip.as_ref().map(|clip| &clip.rule),
+            Self::Target(_) | Self::BatchNorm(_) | Self::Staged(_) => None,
+        }
+    }
+
     /// Whether it looks at images.
     pub(super) fn needs_data(&self) -> bool {
         !matches!(self, Self::Decompose(_))
@@ -202,11 +217,15 @@ impl Recipe {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut recipe: Self =
             toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-        ensure!(
-            !recipe.stages.iter().any(|stage| matches!(stage, Stage::Staged(of) if of.rules.is_empty())),
-            "{}: staged: expected `rules`, one or more",
-            path.display()
-        );
+        for stage in &recipe.stages {
+            let Stage::Staged(of) = stage else { continue };
+            ensure!(!of.rules.is_empty(), "{}: staged: expected `rules`, one or more", path.display());
+            ensure!(
+                of.settings.rule == Settings::default().rule,
+                "{}: staged: `rules` say how ranks are chosen, not `settings.rule`",
+                path.display()
+            );
+        }
         recipe.stages = recipe
             .stages
             .into_iter()
@@ -308,6 +327,9 @@ impl Recipe {
             ensure!(self.data.is_some(), "stage {}, {}: needs `data`", at + 1, self.stages[at].name());
         }
         for (at, stage) in self.stages.iter().enumerate() {
+            if let Some(rule) = stage.rule() {
+                rule.check().with_context(|| format!("stage {}, {}", at + 1, stage.name()))?;
+            }
             let images = match stage {
                 Stage::DecomposeCalibrated(of) => of.images,
                 Stage::Target(of) => of.images,

@@ -296,5 +296,7 @@ fn a_budget_counts_the_biases_that_stay() {
             assert_eq!(report.layers[0].rank, rank, "{layer}, {count}");
             assert!(found.cost().params() <= count);
         }
+        // As it is it fits: nothing is taken apart, and no bias is counted.
+        assert!(within(model.cost().params()).1.layers.is_empty(), "{layer}");
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::pack::Filters;
 use super::{View, Window};
 
-/// Multiply-accumulate operations that are worth a job of its own: some 0.15 us. A step of one job takes longer than that more, as
-/// one thread then reads and writes what lies in the cache of the other one.
+/// Multiply-accumulate operations that are worth a job of its own: some 0.15 us. Where a step is one job, one thread alone reads and
+/// writes what lies partly in the cache of another one, and that costs microseconds.
 const GRAIN: usize = 16 * 1024;
 /// Pixels that share weights in the first-level cache, if there are as many.
 const PIXELS: usize = 512;

@@ -117,6 +117,8 @@ fn clipping_that_makes_no_sense_is_refused() {
         (pairs(), clip(0, RankRule::Energy(0.9)), "expected 1 or more iterations"),
         (pairs(), clip(5, RankRule::Energy(1.5)), "energy ratio is 1.5"),
         (pairs(), clip(5, RankRule::by_name([("conv1", Rank::One(2))])), "one layer alone"),
+        (pairs(), clip(5, RankRule::Ratio(0.5)), "a ratio of what is left"),
+        (pairs(), clip(30, RankRule::Energy(0.9)), "every 30 of 30 iterations is never"),
         (model(), clip(5, RankRule::Energy(0.9)), "no pairs"),
     ] {
         let error = fails(model, clip);
