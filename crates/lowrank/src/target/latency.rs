@@ -9,6 +9,11 @@ use std::time::Instant;
 /// Measurements of a pair of networks, fewer where they take more than twice as long as they may.
 const REPEATS: usize = 9;
 const FEWEST: usize = 3;
+/// Times that plans are made anew for the times of layers.
+const PLACES: usize = 5;
+/// Seconds that each of them is measured at least, unless there were [`MOST`] times the rounds that were asked for.
+const SECONDS: f64 = 1.0;
+const MOST: usize = 20;
 /// How much longer than in the quietest of them both networks may take together, for a measurement to count.
 const QUIET: f64 = 1.15;
 /// How much longer than it is known to take a network may, on a machine that is quiet.
@@ -21,43 +26,60 @@ const PATIENCE: usize = 3;
 ///
 /// Network `i` has way `i` of each layer, and layers with fewer ways as they are, so there are as many networks as the
 /// layer with the most ways has, and one more.
+///
+/// Rounds are spread over plans, sessions and threads that are made anew [`PLACES`] times: where those lie matters too.
 pub(super) fn measure(model: &Model, layers: &mut [LayerSurvey], settings: &SurveySettings) -> Result<f64> {
-    let team = team(settings.threads)?;
-    let networks = 1 + layers.iter().map(|layer| layer.ways.len()).max().unwrap_or(0);
-    let mut sessions = Vec::with_capacity(networks);
-    for network in 0..networks {
-        let mut of = settings.selection();
-        let mut ranks = Vec::new();
-        for layer in layers.iter() {
-            if let Some(way) = network.checked_sub(1).and_then(|way| layer.ways.get(way)) {
-                of.methods.insert(layer.name.clone(), way.method);
-                ranks.push((layer.name.clone(), way.rank));
-            }
-        }
-        of.rule = RankRule::by_name(ranks);
-        sessions.push(session(&decompose(model, &of)?.0, settings.batch, &team)?);
-    }
-    let owners: Vec<Vec<Option<usize>>> = sessions.iter().map(|session| owners(session, layers)).collect();
-    let images = ramp(settings.batch * sessions[0].plan().input_len());
-    let mut times: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); layers.len()]; networks];
-    let mut whole = Vec::new();
-    for round in 0..=settings.rounds {
-        for ((network, session), owners) in sessions.iter_mut().enumerate().zip(&owners) {
-            let profile = session.profile(&images)?;
-            // The first round warms up.
-            if round == 0 {
-                continue;
-            }
-            let mut us = vec![0.0; layers.len()];
-            for (step, owner) in profile.steps.iter().zip(owners) {
-                if let Some(layer) = owner {
-                    us[*layer] += step.time_us;
+    let count = 1 + layers.iter().map(|layer| layer.ways.len()).max().unwrap_or(0);
+    let networks = (0..count)
+        .map(|network| {
+            let mut of = settings.selection();
+            let mut ranks = Vec::new();
+            for layer in layers.iter() {
+                if let Some(way) = network.checked_sub(1).and_then(|way| layer.ways.get(way)) {
+                    of.methods.insert(layer.name.clone(), way.method);
+                    ranks.push((layer.name.clone(), way.rank));
                 }
             }
-            times[network].iter_mut().zip(us).for_each(|(all, us)| all.push(us));
-            if network == 0 {
-                whole.push(profile.total_us);
+            of.rule = RankRule::by_name(ranks);
+            Ok(decompose(model, &of)?.0)
+        })
+        .collect::<Result<Vec<Model>>>()?;
+    let mut times: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); layers.len()]; count];
+    let mut whole = Vec::new();
+    for _ in 0..PLACES {
+        let team = team(settings.threads)?;
+        let mut sessions = networks
+            .iter()
+            .map(|network| session(network, settings.batch, &team))
+            .collect::<Result<Vec<_>>>()?;
+        let owners: Vec<Vec<Option<usize>>> =
+            sessions.iter().map(|session| owners(session, layers)).collect();
+        let images = ramp(settings.batch * sessions[0].plan().input_len());
+        let rounds = settings.rounds.div_ceil(PLACES);
+        let mut start = Instant::now();
+        let mut round = 0;
+        while round <= rounds || (round <= MOST * rounds && start.elapsed().as_secs_f64() < SECONDS) {
+            for ((network, session), owners) in sessions.iter_mut().enumerate().zip(&owners) {
+                let profile = session.profile(&images)?;
+                // The first round warms up.
+                if round == 0 {
+                    continue;
+                }
+                let mut us = vec![0.0; layers.len()];
+                for (step, owner) in profile.steps.iter().zip(owners) {
+                    if let Some(layer) = owner {
+                        us[*layer] += step.time_us;
+                    }
+                }
+                times[network].iter_mut().zip(us).for_each(|(all, us)| all.push(us));
+                if network == 0 {
+                    whole.push(profile.total_us);
+                }
             }
+            if round == 0 {
+                start = Instant::now();
+            }
+            round += 1;
         }
     }
     for (at, layer) in layers.iter_mut().enumerate() {

@@ -40,7 +40,7 @@ pub struct SurveySettings {
     pub threads: usize,
     /// Ranks of each layer and method that are measured; those between are interpolated.
     pub ranks: usize,
-    /// Rounds in which every network is timed once; the lower quartiles of the times are taken.
+    /// Rounds in which every network is timed once, at least; small networks get more. The lower quartiles of the times are taken.
     pub rounds: usize,
 }
 
