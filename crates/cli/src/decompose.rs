@@ -311,7 +311,7 @@ pub(crate) fn sample(source: &Artifact, path: &Path, split: &Split, count: usize
         "data set `{}` gives images of {found:?}, the network takes {expected}",
         split.train.name()
     );
-    Ok(pipeline.sample(count)?)
+    Ok(pipeline.all()?)
 }
 
 /// As the commands calibrate.

@@ -104,16 +104,14 @@ impl Pipeline {
         self.input_extents().iter().product()
     }
 
-    /// Inputs of `count` images spread evenly over the data set, or of all if there are fewer: `[n, channels, height, width]`,
-    /// without augmentation.
+    /// Inputs of all images, `[n, channels, height, width]`, without augmentation; of some of them with [`Dataset::spread`] before.
     ///
     /// # Errors
     /// None for a pipeline that was made.
-    pub fn sample(&self, count: usize) -> Result<Vec<f32>> {
-        let all = self.dataset.len();
-        let count = count.min(all);
+    pub fn all(&self) -> Result<Vec<f32>> {
+        let count = self.dataset.len();
         #[expect(clippy::cast_possible_truncation, reason = "data sets are far smaller than 2^32")]
-        let indices: Vec<u32> = (0..count).map(|i| (i * all / count) as u32).collect();
+        let indices: Vec<u32> = (0..count as u32).collect();
         let mut inputs = vec![0.0; count * self.input_len()];
         self.fill(None, &indices, &mut inputs, &mut vec![0; count])?;
         Ok(inputs)

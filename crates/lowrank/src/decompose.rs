@@ -1,4 +1,4 @@
-use crate::calibrate::{self, Calibration, Moments, Values, output_error};
+use crate::calibrate::{self, Calibration, Moments, Told, Values, output_error};
 use crate::chain::{self, Chain, extents_after};
 use crate::choose::{Choice, choose};
 use crate::factor::single;
@@ -90,7 +90,9 @@ pub fn decompose_calibrated(
         .num_threads(calibration.threads)
         .build()
         .map_err(|error| Error::Calibration { reason: error.to_string() })?;
-    for of in &selected {
+    let mut told = Told::new("fitting to outputs", selected.len());
+    for (done, of) in selected.iter().enumerate() {
+        told.done(done);
         let input = biased.graph().node(of.layer.id).inputs()[0];
         let before = original.stream(&biased, input)?;
         // Up to the first layer that changes, both are the same.

@@ -51,11 +51,11 @@ fn a_sample_is_spread_over_the_whole() {
         resize: None,
         classes: Vec::new(),
     };
-    let three = Dataset::new("three", [3, 2, 3], classes(2), pattern(126), vec![0; 7]).unwrap();
-    let sample = |data: &Dataset, count| {
-        cofilter_data::Pipeline::new(data, &of, &Default::default(), 0).unwrap().sample(count).unwrap()
-    };
-    assert_eq!(sample(&three.spread(3), 3), sample(&three, 3));
+    let seven = Dataset::new("seven", [3, 2, 3], classes(2), pattern(126), vec![0; 7]).unwrap();
+    let pipeline = |data: &Dataset| cofilter_data::Pipeline::new(data, &of, &Default::default(), 0).unwrap();
+    let mut wanted = vec![0.0; 3 * 18];
+    pipeline(&seven).fill(None, &[0, 2, 4], &mut wanted, &mut [0; 3]).unwrap();
+    assert_eq!(pipeline(&seven.spread(3)).all().unwrap(), wanted);
 }
 
 #[test]

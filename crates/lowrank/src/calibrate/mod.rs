@@ -12,6 +12,7 @@ pub(crate) use values::{Stream, Values};
 
 use crate::{Error, Result};
 use cofilter_graph::Model;
+use std::time::{Duration, Instant};
 
 /// Images that stand for those that the network will see. Labels are not needed.
 #[derive(Clone, Copy, Debug)]
@@ -63,3 +64,27 @@ impl<'a> Calibration<'a> {
         Ok(self.images.len() / len)
     }
 }
+
+/// Tells now and then how far long work is.
+pub(crate) struct Told {
+    what: &'static str,
+    of: usize,
+    last: Instant,
+}
+
+impl Told {
+    pub(crate) fn new(what: &'static str, of: usize) -> Self {
+        Self { what, of, last: Instant::now() }
+    }
+
+    /// So many are done.
+    pub(crate) fn done(&mut self, count: usize) {
+        if self.last.elapsed() > EVERY {
+            self.last = Instant::now();
+            tracing::info!("{}: {count} of {} layers", self.what, self.of);
+        }
+    }
+}
+
+/// Between two words of [`Told`].
+const EVERY: Duration = Duration::from_secs(5);

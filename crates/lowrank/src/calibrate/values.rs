@@ -297,6 +297,10 @@ mod tests {
         };
         let whole = of(KEPT_BYTES);
         assert_eq!(whole[0], images);
+        let wanted = cofilter_runtime::reference::run(&model, &images).unwrap();
+        let found = &whole[model.graph().outputs()[0].index()];
+        assert!(wanted.iter().any(|value| value.abs() > 0.1));
+        assert!(wanted.iter().zip(found).all(|(a, b)| (a - f64::from(*b)).abs() < 1e-4));
         for most_bytes in [0, 4 * 70 * 600, 4 * 70 * 1500] {
             let found = of(most_bytes);
             let numbers = whole.iter().flatten().zip(found.iter().flatten());

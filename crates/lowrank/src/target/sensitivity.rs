@@ -1,5 +1,5 @@
 use super::LayerSurvey;
-use crate::calibrate::{Calibration, Moments, Values, bias};
+use crate::calibrate::{Calibration, Moments, Told, Values, bias};
 use crate::decompose::Selected;
 use crate::factor::single;
 use crate::method::{Ready, Statistics};
@@ -26,7 +26,9 @@ pub(super) fn measure(
         .build()
         .map_err(|error| Error::Calibration { reason: error.to_string() })?;
     let mut values = Values::new(model, calibration)?;
-    for (of, survey) in selected.iter().zip(layers) {
+    let mut told = Told::new("measuring effects on outputs", selected.len());
+    for (done, (of, survey)) in selected.iter().zip(layers).enumerate() {
+        told.done(done);
         let layer = &of.layer;
         if survey.ways.is_empty() {
             continue;

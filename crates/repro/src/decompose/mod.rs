@@ -128,7 +128,8 @@ impl<'a> Context<'a> {
         }
         let store = Store::open(&options.folder().join("stages"), options.fresh)?;
         let of = preprocessing::torchvision_cifar();
-        let images = Pipeline::new(&split.train, &of, &Augment::default(), 0)?.sample(settings.images)?;
+        let some = split.train.spread(settings.images);
+        let images = Pipeline::new(&some, &of, &Augment::default(), 0)?.all()?;
         Ok(Self { options, settings, split, of, store, images })
     }
 
