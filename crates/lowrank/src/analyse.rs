@@ -64,16 +64,27 @@ pub fn analyse(model: &Model, energy: f64) -> Result<Vec<Analysis>> {
     results.into_iter().collect()
 }
 
+/// Spectrum of all filters of one layer as one matrix `[N, filter_len]`, as if there were no groups.
+///
+/// # Errors
+/// [`crate::Error::UnknownLayer`], [`crate::Error::NotALayer`], [`crate::Error::Graph`] for a weight that is not finite,
+/// [`crate::Error::NoConvergence`].
+pub fn spectrum(model: &Model, layer: &str) -> Result<Spectrum> {
+    let layer = Layer::find(model, "spectrum", layer)?;
+    layer.check_finite()?;
+    of_rows(&layer, layer.weight.data())
+}
+
+fn of_rows(layer: &Layer<'_>, weight: &[f32]) -> Result<Spectrum> {
+    Ok(Spectrum::new(Factors::of_rows(layer.name, weight, layer.len, false)?.squares))
+}
+
 fn of_layer(layer: &Layer<'_>, energy: f64) -> Result<Analysis> {
-    let spectrum = |weight: &[f32], rows: usize| -> Result<Spectrum> {
-        let weight = &weight[..rows * layer.len];
-        Ok(Spectrum::new(Factors::of_rows(layer.name, weight, layer.len, false)?.squares))
-    };
     let group_spectra: Vec<Spectrum> =
-        (0..layer.groups).map(|g| spectrum(layer.group(g), layer.group_filters())).collect::<Result<_>>()?;
+        (0..layer.groups).map(|g| of_rows(layer, layer.group(g))).collect::<Result<_>>()?;
     let whole = match group_spectra.as_slice() {
         [only] => only.clone(),
-        _ => spectrum(layer.weight.data(), layer.filters)?,
+        _ => of_rows(layer, layer.weight.data())?,
     };
     let group_ranks: Vec<usize> = group_spectra.iter().map(|s| s.rank_at_energy(energy)).collect();
     Ok(Analysis {

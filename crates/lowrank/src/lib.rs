@@ -50,7 +50,7 @@ mod settings;
 mod spectrum;
 pub mod target;
 
-pub use analyse::{Analysis, analyse};
+pub use analyse::{Analysis, analyse, spectrum};
 pub use calibrate::{Calibration, reestimate_batch_norm};
 pub use choose::{Choice, choose};
 pub use clip::{Clipped, ClippedLayer, clip};

@@ -28,10 +28,23 @@ struct Header {
     format: String,
     iteration: u64,
     records: usize,
+    #[serde(flatten)]
+    state: State,
     identity: Identity,
     /// Where clipping has changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     graph: Option<Graph>,
+}
+
+/// What a run has gone through, beside its numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Times that it was rolled back.
+    #[serde(default)]
+    pub(crate) rollbacks: u32,
+    /// Whether its network was ever better than guessing, where there is rolling back.
+    #[serde(default)]
+    pub(crate) learnt: bool,
 }
 
 /// A run that can go on: numbers and momenta after an iteration. Sampler, augmentation and dropout are functions of seed
@@ -41,6 +54,7 @@ pub(crate) struct Checkpoint {
     pub(crate) momentum: Params<Vec<f32>>,
     pub(crate) iteration: u64,
     pub(crate) records: usize,
+    pub(crate) state: State,
 }
 
 /// Where the checkpoint of a folder is.
@@ -116,6 +130,7 @@ pub(crate) fn write(
     start: &Model,
     trainer: &Trainer,
     records: usize,
+    state: State,
     identity: &Identity,
 ) -> Result<PathBuf> {
     let path = path(folder);
@@ -132,6 +147,7 @@ pub(crate) fn write(
         format: FORMAT.into(),
         iteration: trainer.iteration(),
         records,
+        state,
         identity: identity.clone(),
         graph: (model.graph() != start.graph()).then(|| model.graph().clone()),
     };
@@ -214,5 +230,6 @@ fn decode(bytes: &[u8], start: &Model, identity: &Identity) -> Result<Checkpoint
         momentum,
         iteration: header.iteration,
         records: header.records,
+        state: header.state,
     })
 }

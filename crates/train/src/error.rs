@@ -39,6 +39,21 @@ pub enum Error {
         /// Loss of the iteration.
         loss: f64,
     },
+    /// A network with a force forgot what it knew.
+    #[error(
+        "iteration {iteration}: the mean loss {loss:.3} of the last {iterations} iterations is no better than guessing \
+         ({guessing:.3}); the force is too strong"
+    )]
+    Forgotten {
+        /// Iterations done.
+        iteration: u64,
+        /// Iterations of the mean.
+        iterations: u64,
+        /// Mean cross entropy of the main head.
+        loss: f64,
+        /// Logarithm of the number of classes.
+        guessing: f64,
+    },
     /// A number of an evaluated network is NaN or infinite.
     #[error("evaluation: output of image {image} is not finite")]
     NotFinite {

@@ -1,12 +1,14 @@
-use crate::checkpoint::{self, Identity};
+use crate::checkpoint::{self, Checkpoint, Identity, State};
 use crate::evaluate::{check_data, evaluate_net};
 use crate::history::{Clock, History, Record};
 use crate::progress::Bar;
-use crate::{Clip, Error, Progress, Recipe, Result, Score, Step, Trainer};
+use crate::rollback::Memory;
+use crate::{Clip, Error, Progress, Recipe, Result, Rollback, Score, Step, Trainer};
 use candle_core::Device;
 use cofilter_data::{Dataset, Pipeline, Sampler};
 use cofilter_graph::{Array, Model, Params, Preprocessing};
 use cofilter_lowrank::ClippedLayer;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,8 +74,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`Error::Recipe`] and [`Error::Input`] before anything is done; [`Error::Checkpoint`] for a folder of another run;
-/// [`Error::Diverged`] when a number stops being finite, and [`Error::Lowrank`] when ranks cannot be clipped, the last checkpoint is
-/// kept then; [`Error::Io`].
+/// [`Error::Diverged`] when a number stops being finite, [`Error::Forgotten`] when a force has to be rolled back once too often and
+/// [`Error::Lowrank`] when ranks cannot be clipped, the last checkpoint is kept then; [`Error::Io`].
 pub fn fit(model: &Model, fit: &Fit<'_>) -> Result<Outcome> {
     fit_until(model, fit, None)
 }
@@ -93,8 +95,17 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
         return Err(Error::Recipe("clip: masks are of the ranks that the network begins with".into()));
     }
     let pipeline = Pipeline::new(fit.train, fit.preprocessing, &fit.recipe.augment, fit.recipe.seed)?;
-    let mut run =
-        Run { start: model, fit, identity: None, history: History::open(None, 0)?, saved: None, end };
+    let mut run = Run {
+        start: model,
+        fit,
+        identity: None,
+        history: History::open(None, 0)?,
+        saved: None,
+        rollbacks: 0,
+        memory: Memory::default(),
+        anchor: None,
+        end,
+    };
     let mut trainer = run.trainer(model)?;
     check_data(trainer.net(), fit.train)?;
     if let Some(test) = fit.test {
@@ -103,6 +114,9 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
     if let Some(folder) = fit.folder {
         std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
         trainer = run.resume(trainer, folder)?;
+    }
+    if run.rollback().is_some() {
+        run.anchor = Some(run.snapshot(&trainer)?);
     }
     let mut bar = Bar::new(&fit.progress, trainer.iteration(), fit.recipe.iterations);
     let result = run.iterate(&mut trainer, &pipeline, &mut bar);
@@ -139,6 +153,11 @@ struct Run<'a> {
     history: History,
     /// Iteration of the checkpoint in the folder.
     saved: Option<u64>,
+    /// Times that it was rolled back.
+    rollbacks: u32,
+    memory: Memory,
+    /// Where it is rolled back to, if it may be.
+    anchor: Option<Checkpoint>,
     end: Option<End>,
 }
 
@@ -148,10 +167,12 @@ impl Run<'_> {
         let identity = Identity::of(self.start, self.fit);
         let mut records = 0;
         if let Some(checkpoint) = checkpoint::read(folder, self.start, &identity)? {
-            trainer = self.trainer(&checkpoint.model)?;
-            trainer.resume(checkpoint.iteration, checkpoint.momentum);
             records = checkpoint.records;
             self.saved = Some(checkpoint.iteration);
+            self.rollbacks = checkpoint.state.rollbacks;
+            self.memory = Memory::new(checkpoint.state.learnt);
+            trainer = self.trainer(&checkpoint.model)?;
+            trainer.resume(checkpoint.iteration, checkpoint.momentum);
         }
         self.history = History::open(Some(folder), records)?;
         self.identity = Some(identity);
@@ -159,7 +180,44 @@ impl Run<'_> {
     }
 
     fn trainer(&self, model: &Model) -> Result<Trainer> {
-        Trainer::new(model, self.fit.recipe, self.fit.masks, &self.fit.device)?.with_teacher(self.fit.teacher)
+        let trainer = Trainer::new(model, self.fit.recipe, self.fit.masks, &self.fit.device)?;
+        let mut trainer = trainer.with_teacher(self.fit.teacher)?;
+        if let Some(rollback) = self.rollback() {
+            trainer.relieve((0..self.rollbacks).fold(1.0, |relief, _| relief * rollback.factor));
+        }
+        Ok(trainer)
+    }
+
+    fn rollback(&self) -> Option<Rollback> {
+        self.fit.recipe.force.as_ref().and_then(|force| force.rollback)
+    }
+
+    fn state(&self) -> State {
+        State { rollbacks: self.rollbacks, learnt: self.memory.learnt }
+    }
+
+    fn snapshot(&self, trainer: &Trainer) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            model: trainer.net().to_model()?,
+            momentum: trainer.momentum().clone(),
+            iteration: trainer.iteration(),
+            records: self.history.records().len(),
+            state: self.state(),
+        })
+    }
+
+    /// Goes back to the last checkpoint with less force, or passes the error on where that is not to be.
+    fn roll_back(&mut self, trainer: &mut Trainer, error: Error) -> Result<()> {
+        let may = self.rollback().is_some_and(|rule| self.rollbacks < rule.times);
+        let Some(anchor) = self.anchor.take_if(|_| may) else { return Err(error) };
+        self.rollbacks += 1;
+        self.memory = Memory::new(anchor.state.learnt);
+        self.history.truncate(anchor.records)?;
+        *trainer = self.trainer(&anchor.model)?;
+        trainer.resume(anchor.iteration, anchor.momentum.clone());
+        tracing::warn!("{error}: back to iteration {} with less force", anchor.iteration);
+        self.anchor = Some(anchor);
+        Ok(())
     }
 
     /// Cuts pairs to the rank that they need by now, and goes on with what is left of the momentum.
@@ -181,65 +239,96 @@ impl Run<'_> {
         pipeline: &Pipeline,
         bar: &mut Bar,
     ) -> Result<Option<Outcome>> {
-        let recipe = self.fit.recipe;
-        let sampler = Sampler::new(self.fit.train.len(), recipe.batch, recipe.seed);
-        let image_len = trainer.net().graph().input_shape().elements();
-        let mut labels = vec![0; recipe.batch];
-        let mut watch = Watch::start(recipe.batch);
-        while trainer.iteration() < recipe.iterations {
+        let mut feed = Feed::new(self.fit, pipeline);
+        while trainer.iteration() < self.fit.recipe.iterations {
             if self.end == Some(End::Kill(trainer.iteration())) {
                 return Ok(Some(Outcome::Stopped { iteration: trainer.iteration(), checkpoint: None }));
             }
             let asked = self.fit.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
             if asked || self.end == Some(End::Stop(trainer.iteration())) {
-                let checkpoint = self.save(trainer)?;
-                return Ok(Some(Outcome::Stopped { iteration: trainer.iteration(), checkpoint }));
+                return self.stop(trainer).map(Some);
             }
-            let begin = Instant::now();
-            let iteration = trainer.iteration();
-            let mut images = trainer.buffer(recipe.batch * image_len);
-            pipeline.fill(Some(iteration), &sampler.indices(iteration), &mut images, &mut labels)?;
-            let done = iteration + 1;
-            let last = done == recipe.iterations;
-            let clip = recipe.clip.as_ref().filter(|clip| !last && clip.is_due(done));
-            let evaluate = recipe.evaluate_every > 0
-                && (last || done.is_multiple_of(recipe.evaluate_every))
-                && self.fit.test.is_some();
-            let record = evaluate
-                || clip.is_some()
-                || (recipe.record_every > 0 && (last || done.is_multiple_of(recipe.record_every)));
-            let step = trainer.step(images, &labels, record)?;
-            watch.lap(begin.elapsed());
-            bar.advance(&step, recipe.batch, || watch.images_per_s());
-            let clipped = match clip {
-                Some(clip) => self.clip(trainer, clip)?,
-                None => Vec::new(),
-            };
-            if record {
-                let test = match self.fit.test.filter(|_| evaluate) {
-                    Some(test) => {
-                        let score = evaluate_net(
-                            trainer.net(),
-                            test,
-                            self.fit.preprocessing,
-                            recipe.batch,
-                            recipe.tolerance,
-                        );
-                        Some(score.map_err(|error| diverged(error, iteration, trainer, step.loss))?)
-                    }
-                    None => None,
-                };
-                if let Some(score) = &test {
-                    bar.evaluated(score);
+            match self.advance(trainer, &mut feed, bar) {
+                Err(error @ (Error::Diverged { .. } | Error::Forgotten { .. })) => {
+                    self.roll_back(trainer, error)?;
+                    bar.back(trainer.iteration());
                 }
-                let record = new_record(&step, recipe.batch, test, watch.read());
-                self.history.push(Record { clipped, ..record })?;
-            }
-            if last || (recipe.checkpoint_every > 0 && done.is_multiple_of(recipe.checkpoint_every)) {
-                self.save(trainer)?;
+                result => result?,
             }
         }
         Ok(None)
+    }
+
+    /// What is kept of a run that is stopped. One that may be rolled back goes on from where it would be rolled back to.
+    fn stop(&mut self, trainer: &Trainer) -> Result<Outcome> {
+        match &self.anchor {
+            Some(anchor) => {
+                let checkpoint = self.fit.folder.filter(|_| self.saved.is_some()).map(checkpoint::path);
+                Ok(Outcome::Stopped { iteration: anchor.iteration, checkpoint })
+            }
+            None => Ok(Outcome::Stopped { iteration: trainer.iteration(), checkpoint: self.save(trainer)? }),
+        }
+    }
+
+    /// One iteration and all that is due after it.
+    fn advance(&mut self, trainer: &mut Trainer, feed: &mut Feed<'_>, bar: &mut Bar) -> Result<()> {
+        let recipe = self.fit.recipe;
+        let begin = Instant::now();
+        let iteration = trainer.iteration();
+        let mut images = trainer.buffer(recipe.batch * feed.image_len);
+        feed.pipeline.fill(
+            Some(iteration),
+            &feed.sampler.indices(iteration),
+            &mut images,
+            &mut feed.labels,
+        )?;
+        let done = iteration + 1;
+        let last = done == recipe.iterations;
+        let clip = recipe.clip.as_ref().filter(|clip| !last && clip.is_due(done));
+        let evaluate = recipe.evaluate_every > 0
+            && (last || done.is_multiple_of(recipe.evaluate_every))
+            && self.fit.test.is_some();
+        let record = evaluate
+            || clip.is_some()
+            || (recipe.record_every > 0 && (last || done.is_multiple_of(recipe.record_every)));
+        let save = last || (recipe.checkpoint_every > 0 && done.is_multiple_of(recipe.checkpoint_every));
+        let step = trainer.step(images, &feed.labels, record)?;
+        feed.watch.lap(begin.elapsed());
+        bar.advance(&step, recipe.batch, || feed.watch.images_per_s());
+        if self.anchor.is_some() {
+            self.memory.add(&step, trainer.classes());
+            if save {
+                self.memory.close(done, trainer.classes())?;
+            }
+        }
+        let clipped = match clip {
+            Some(clip) => self.clip(trainer, clip)?,
+            None => Vec::new(),
+        };
+        if record {
+            let mut record = new_record(&step, recipe.batch, feed.watch.read());
+            record.clipped = clipped;
+            if let Some(test) = self.fit.test.filter(|_| evaluate) {
+                let of = self.fit.preprocessing;
+                let score = evaluate_net(trainer.net(), test, of, recipe.batch, recipe.tolerance)
+                    .map_err(|error| diverged(error, iteration, trainer, step.loss))?;
+                bar.evaluated(&score);
+                record.test = Some(score);
+            }
+            if evaluate && !recipe.spectra.is_empty() {
+                let model = trainer.net().to_model()?;
+                let of = |layer: &String| Ok((layer.clone(), cofilter_lowrank::spectrum(&model, layer)?));
+                record.spectra = recipe.spectra.iter().map(of).collect::<Result<_>>()?;
+            }
+            self.history.push(record)?;
+        }
+        if save {
+            self.save(trainer)?;
+            if self.anchor.is_some() {
+                self.anchor = Some(self.snapshot(trainer)?);
+            }
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint, unless this one is there.
@@ -249,13 +338,14 @@ impl Run<'_> {
             return Ok(Some(checkpoint::path(folder)));
         }
         self.history.sync()?;
-        let path = checkpoint::write(folder, self.start, trainer, self.history.records().len(), identity)?;
+        let records = self.history.records().len();
+        let path = checkpoint::write(folder, self.start, trainer, records, self.state(), identity)?;
         self.saved = Some(trainer.iteration());
         Ok(Some(path))
     }
 }
 
-fn new_record(step: &Step, batch: usize, test: Option<Score>, clock: Clock) -> Record {
+fn new_record(step: &Step, batch: usize, clock: Clock) -> Record {
     Record {
         iteration: step.iteration + 1,
         learning_rate: step.learning_rate,
@@ -264,9 +354,33 @@ fn new_record(step: &Step, batch: usize, test: Option<Score>, clock: Clock) -> R
         #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]
         top1: step.correct as f64 / batch as f64,
         force_share: step.force_share,
-        test,
+        force_strength: step.force_strength,
+        test: None,
         clipped: Vec::new(),
+        spectra: BTreeMap::new(),
         clock: Some(clock),
+    }
+}
+
+/// Where iterations get their images from.
+struct Feed<'a> {
+    pipeline: &'a Pipeline,
+    sampler: Sampler,
+    labels: Vec<u32>,
+    image_len: usize,
+    watch: Watch,
+}
+
+impl<'a> Feed<'a> {
+    fn new(fit: &Fit<'_>, pipeline: &'a Pipeline) -> Self {
+        let Recipe { batch, seed, .. } = *fit.recipe;
+        Self {
+            pipeline,
+            sampler: Sampler::new(fit.train.len(), batch, seed),
+            labels: vec![0; batch],
+            image_len: pipeline.input_len(),
+            watch: Watch::start(batch),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use crate::{Error, Result, Score};
-use cofilter_lowrank::ClippedLayer;
+use cofilter_lowrank::{ClippedLayer, Spectrum};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,12 +23,18 @@ pub struct Record {
     /// Norm of the force relative to that of the gradient of loss and decay, over the regularised tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_share: Option<f64>,
+    /// Strength of the force in the update, after warming up and rolling back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_strength: Option<f64>,
     /// Evaluation on the test set, after the update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Score>,
     /// Pairs that lost rank after the update, and before the evaluation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clipped: Vec<ClippedLayer>,
+    /// Spectra of the layers that the recipe names, after the update.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spectra: BTreeMap<String, Spectrum>,
     /// What depends on the machine; everything else is a function of recipe, data and starting model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Clock>,
@@ -93,6 +100,16 @@ impl History {
             file.write_all(line.as_bytes()).map_err(io)?;
         }
         self.records.push(record);
+        Ok(())
+    }
+
+    /// Forgets all but the first `keep` records.
+    pub(crate) fn truncate(&mut self, keep: usize) -> Result<()> {
+        let folder = self.file.as_ref().and_then(|(path, _)| path.parent()).map(Path::to_owned);
+        match folder {
+            Some(folder) => *self = Self::open(Some(&folder), keep)?,
+            None => self.records.truncate(keep),
+        }
         Ok(())
     }
 

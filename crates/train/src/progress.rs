@@ -63,6 +63,12 @@ impl Bar {
         self.shown = None;
     }
 
+    /// Goes on from an earlier iteration.
+    pub(crate) fn back(&mut self, iteration: u64) {
+        self.bar.set_position(iteration);
+        self.shown = None;
+    }
+
     pub(crate) fn finish(&self) {
         self.bar.finish();
     }

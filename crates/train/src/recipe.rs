@@ -1,4 +1,4 @@
-use crate::{Clip, Distillation, Error, Multipliers, Result, Schedule};
+use crate::{Clip, Distillation, Error, Multipliers, Result, Rollback, Schedule};
 use cofilter_data::Augment;
 use cofilter_force::{Direction, Force, Rule, Scaling};
 use cofilter_graph::{Graph, Op};
@@ -50,6 +50,9 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// Iterations between two lines of history; 0: only at evaluations.
     pub record_every: u64,
+    /// Convolutions and fully connected layers whose spectrum each evaluation records.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub spectra: Vec<String>,
     /// Largest error of a convolution's result, relative to its largest one, that a faster algorithm may add to the rounding of a plain
     /// sum, forward and backward, on CPU: Winograd's is used where the error that is to be expected of it is below, and 0 rules it
     /// out.
@@ -80,6 +83,7 @@ impl Default for Recipe {
             evaluate_every: 0,
             checkpoint_every: 0,
             record_every: 100,
+            spectra: Vec::new(),
             tolerance: TOLERANCE,
         }
     }
@@ -110,9 +114,15 @@ pub struct ForceRule {
     /// Whether the strength is fixed or relative to the gradient.
     #[serde(default)]
     pub scaling: Scaling,
+    /// Iterations over which the strength rises linearly from 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm_up: u64,
     /// Iteration from which on there is no force.
     #[serde(default)]
     pub stop_iteration: Option<u64>,
+    /// What is done where the force was too strong; without it the training fails if a number is not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
     /// Factor of each regularised node (convolutions and fully connected layers), by name; others feel none.
     pub multipliers: BTreeMap<String, f64>,
     /// Forces inside each group of a grouped convolution only; the authors' code mixes all filters.
@@ -128,35 +138,59 @@ impl ForceRule {
             strength,
             direction: Direction::All,
             scaling: Scaling::Fixed,
+            warm_up: 0,
             stop_iteration: None,
+            rollback: None,
             multipliers: nodes.into_iter().map(|n| (n.into(), 1.0)).collect(),
             grouped: false,
         }
     }
 
-    pub(crate) fn rule(&self) -> Rule {
-        Rule { force: self.force, strength: self.strength, direction: self.direction, scaling: self.scaling }
+    /// Strength in an iteration, counted from 0: `strength * min(1, (iteration + 1) / warm_up)`, 0 from `stop_iteration` on. Rolling
+    /// back lowers it further.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^52")]
+    pub fn strength_at(&self, iteration: u64) -> f64 {
+        if cofilter_force::stopped(iteration, self.stop_iteration) {
+            return 0.0;
+        }
+        let rising = iteration < self.warm_up;
+        if rising { self.strength * (iteration + 1) as f64 / self.warm_up as f64 } else { self.strength }
     }
 
-    fn check(&self, graph: &Graph) -> Result<()> {
+    pub(crate) fn rule(&self, strength: f64) -> Rule {
+        Rule { force: self.force, strength, direction: self.direction, scaling: self.scaling }
+    }
+
+    fn check(&self, graph: &Graph, checkpoint_every: u64) -> Result<()> {
         if !self.strength.is_finite() {
             return Err(Error::Recipe(format!("force: strength is {}", self.strength)));
         }
+        if let Some(problem) = self.rollback.and_then(|of| of.problem(checkpoint_every)) {
+            return Err(Error::Recipe(format!("force: {problem}")));
+        }
         for (name, multiplier) in &self.multipliers {
-            let id = graph.find(name).map_err(|e| Error::Recipe(format!("force: {e}")))?;
-            let op = graph.node(id).op();
-            if !matches!(op, Op::Conv2d(_) | Op::Linear(_)) {
-                return Err(Error::Recipe(format!(
-                    "force: node `{name}` is {}, which has no filters",
-                    op.kind()
-                )));
-            }
+            has_filters(graph, "force", name)?;
             if !multiplier.is_finite() {
                 return Err(Error::Recipe(format!("force: multiplier of `{name}` is {multiplier}")));
             }
         }
         Ok(())
     }
+}
+
+/// Refuses a node that is neither a convolution nor fully connected.
+fn has_filters(graph: &Graph, what: &str, name: &str) -> Result<()> {
+    let id = graph.find(name).map_err(|e| Error::Recipe(format!("{what}: {e}")))?;
+    match graph.node(id).op() {
+        Op::Conv2d(_) | Op::Linear(_) => Ok(()),
+        op => Err(Error::Recipe(format!("{what}: node `{name}` is {}, which has no filters", op.kind()))),
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Recipe {
@@ -200,7 +234,11 @@ impl Recipe {
             return bad(format!("output_weights: found {weight}"));
         }
         self.multipliers.resolve(graph)?;
-        self.force.as_ref().map_or(Ok(()), |force| force.check(graph))
+        self.spectra.iter().try_for_each(|name| has_filters(graph, "spectra", name))?;
+        if self.clip.is_some() && !self.spectra.is_empty() {
+            return bad("spectra: clipped layers change, they have no spectra to follow".into());
+        }
+        self.force.as_ref().map_or(Ok(()), |force| force.check(graph, self.checkpoint_every))
     }
 
     /// Learning rate of an iteration, counted from 0.

@@ -22,6 +22,8 @@ pub(crate) struct Sgd {
     velocity: Params<Vec<f32>>,
     wanted: Params<bool>,
     force: Option<ForceRule>,
+    /// What is left of the force's strength after rolling back.
+    relief: f64,
     momentum: f32,
     weight_decay: f64,
     decay: Decay,
@@ -75,6 +77,7 @@ impl Sgd {
             velocity: net.params().map(|_, _, var| vec![0.0; var.elem_count()]),
             tensors,
             force: recipe.force.clone(),
+            relief: 1.0,
             #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
             momentum: recipe.momentum as f32,
             weight_decay: recipe.weight_decay,
@@ -100,6 +103,16 @@ impl Sgd {
         self.velocity = velocity;
     }
 
+    /// Multiplies the strength of the force with this from now on.
+    pub(crate) fn relieve(&mut self, relief: f64) {
+        self.relief = relief;
+    }
+
+    /// Strength of the force in an iteration, if there is one.
+    pub(crate) fn strength(&self, iteration: u64) -> Option<f64> {
+        self.force.as_ref().map(|force| self.relief * force.strength_at(iteration))
+    }
+
     /// Zeroes masked weights, frozen ones too, so that they start as they stay.
     pub(crate) fn apply_masks(net: &Net, masks: &Params<Array>) -> Result<()> {
         for (id, slot, mask) in masks.iter() {
@@ -123,7 +136,9 @@ impl Sgd {
             return Ok(Err(found));
         }
         let clip = self.clip_factor(gradients);
-        let pulling = self.force.as_ref().filter(|f| !cofilter_force::stopped(iteration, f.stop_iteration));
+        let strength = self.strength(iteration).unwrap_or(0.0);
+        let stopped = |f: &ForceRule| cofilter_force::stopped(iteration, f.stop_iteration);
+        let pulling = self.force.as_ref().filter(|f| !stopped(f));
         let (mut force_squares, mut gradient_squares) = (0.0, 0.0);
         for (id, slot, rule) in self.tensors.iter() {
             let Some(rule) = rule else { continue };
@@ -136,7 +151,7 @@ impl Sgd {
             let mut push = None;
             if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
                 pull_on(force, var, groups, &mut self.pull, &mut self.scratch)?;
-                let rule = force.rule();
+                let rule = force.rule(strength);
                 let adaptive = rule.scaling == Scaling::Adaptive;
                 let squares = if measure || adaptive {
                     read(var, |w| squares_of(gradient, w, &self.pull, rule.direction, &decay))?

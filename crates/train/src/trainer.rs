@@ -34,6 +34,8 @@ pub struct Step {
     pub learning_rate: f64,
     /// Norm of the force relative to that of the gradient of loss and decay, over the regularised tensors.
     pub force_share: Option<f64>,
+    /// Strength of the force in this iteration.
+    pub force_strength: Option<f64>,
     /// Time of the forward pass, the backward pass and the update, in seconds.
     pub seconds: [f64; 3],
 }
@@ -112,6 +114,16 @@ impl Trainer {
         self.sgd.set_velocity(momentum);
     }
 
+    /// Multiplies the strength of the force with this from now on.
+    pub(crate) fn relieve(&mut self, relief: f64) {
+        self.sgd.relieve(relief);
+    }
+
+    /// Classes of the main head.
+    pub(crate) fn classes(&self) -> usize {
+        self.net.graph().node(self.heads[0]).shape().elements()
+    }
+
     /// A buffer of `len` numbers to fill with images, one of earlier iterations if there is one. Contents are arbitrary.
     pub fn buffer(&mut self, len: usize) -> Vec<f32> {
         self.sweep.pool().take(len)
@@ -149,6 +161,7 @@ impl Trainer {
             correct,
             learning_rate: rate,
             force_share: update.force_share,
+            force_strength: self.sgd.strength(self.iteration),
             seconds: [forward, backward, start.elapsed().as_secs_f64()],
         };
         self.iteration += 1;

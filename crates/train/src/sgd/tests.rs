@@ -112,6 +112,11 @@ fn force_comes_after_decay_and_before_momentum() {
     let (weight, share) = run(ForceRule { scaling: Scaling::Adaptive, ..rule(1.0) }, 0);
     close(&weight, &[0.875, 0.125, 0.25, 1.75]);
     assert!((share - 1.0).abs() < 1e-6, "{share}");
+    // A quarter of the strength of 2 after one of four iterations of warming up, all of it after four.
+    let rising = ForceRule { warm_up: 4, ..rule(2.0) };
+    close(&run(rising.clone(), 0).0, &[0.875, 0.25, 0.5, 1.75]);
+    let strengths = [0, 1, 2, 3, 4, 9].map(|iteration| rising.strength_at(iteration));
+    assert_eq!(strengths, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
     let stopping = ForceRule { stop_iteration: Some(7), ..rule(0.5) };
     close(&run(stopping.clone(), 6).0, &[0.875, 0.25, 0.5, 1.75]);
     let (weight, share) = run(stopping, 7);

@@ -1,4 +1,5 @@
 mod clip;
+mod rollback;
 
 use super::*;
 use crate::{ForceRule, Multiplier, Multipliers, Schedule};
