@@ -3,10 +3,13 @@
 //! `cargo xtask reproduce` builds and starts this program; see `docs/report-schema.md` for what it writes.
 
 pub mod bench;
+pub mod coordinate;
 pub mod decompose;
+mod figures;
 pub mod lenet;
 pub mod machine;
 pub mod options;
+mod pipeline;
 pub mod report;
 pub mod speed;
 pub mod stage;

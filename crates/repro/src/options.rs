@@ -11,8 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Experiment {
     /// Digits: train, force, decompose, fine-tune, prune, measure.
     Lenet,
+    /// ConvNet on CIFAR-10: force, low rank and fine-tuning as published; needs CIFAR-10.
+    Convnet,
     /// CIFAR ResNets taken apart by weights, by outputs and by measured speed; needs CIFAR-10 and trained weights.
     Decompose,
+    /// ResNet-20 on CIFAR-10: force, low rank and fine-tuning as published; needs CIFAR-10.
+    Resnet20,
     /// Theoretical and measured gain of low rank on AlexNet, GoogLeNet and ResNets; no data, no training.
     Speed,
 }
@@ -22,8 +26,10 @@ impl Experiment {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Convnet => "convnet",
             Self::Decompose => "decompose",
             Self::Lenet => "lenet",
+            Self::Resnet20 => "resnet20",
             Self::Speed => "speed",
         }
     }
@@ -49,10 +55,10 @@ pub struct Options {
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Folder of the data set. lenet: MNIST or Fashion-MNIST, for the published 10,000 iterations [default: fixtures/digits];
-    /// decompose: CIFAR-10
+    /// convnet, decompose, resnet20: CIFAR-10
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Folder with trained networks, for decompose [default: ../shared/data/weights]
+    /// Folder with trained networks, for convnet, decompose and resnet20 [default: ../shared/data/weights]
     #[arg(long)]
     pub weights: Option<PathBuf>,
     /// Times that decompose shows the training images again after a decomposition [default: 5; 0: no training]
@@ -73,9 +79,24 @@ pub struct Options {
     /// Forget finished stages first
     #[arg(long)]
     pub fresh: bool,
-    /// Also train with other strengths of the force: rank against accuracy
+    /// Also train with other strengths of the force: rank against accuracy (lenet)
     #[arg(long)]
     pub sweep: bool,
+    /// Time for all runs of convnet or resnet20, as in `90m`: the published schedules are shortened to it [default: 2h]
+    #[arg(long, value_name = "TIME", conflicts_with = "full")]
+    pub budget: Option<humantime::Duration>,
+    /// The published schedules of convnet or resnet20, which take days
+    #[arg(long)]
+    pub full: bool,
+    /// Train the baseline of convnet or resnet20 too, instead of taking trained weights
+    #[arg(long)]
+    pub from_scratch: bool,
+    /// Most points of top-1 accuracy that the force may cost convnet or resnet20 where its strength is chosen [default: 0, 0.75]
+    #[arg(long, value_name = "POINTS")]
+    pub max_drop: Option<f64>,
+    /// Strengths of each force that are tried for it
+    #[arg(long, default_value_t = 6)]
+    pub tries: usize,
     /// Set by SIGINT and SIGTERM.
     #[arg(skip)]
     pub stop: Arc<AtomicBool>,
@@ -92,6 +113,22 @@ impl Options {
         ensure!(self.threads != Some(0), "--threads 0: at least one thread is needed");
         ensure!(self.threads.is_none_or(|n| n <= 1024), "--threads: at most 1024");
         ensure!(self.epochs.is_none_or(|n| n.is_finite() && n >= 0.0), "--epochs: expected 0 or more");
+        let coordinated = matches!(self.experiment, Experiment::Convnet | Experiment::Resnet20);
+        let given = [
+            ("--budget", self.budget.is_some()),
+            ("--full", self.full),
+            ("--from-scratch", self.from_scratch),
+            ("--max-drop", self.max_drop.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given && !coordinated) {
+            bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
+        }
+        ensure!(!self.sweep || self.experiment == Experiment::Lenet, "--sweep: an option of lenet alone");
+        ensure!((1..=50).contains(&self.tries), "--tries {}: expected 1 to 50", self.tries);
+        ensure!(self.max_drop.is_none_or(f64::is_finite), "--max-drop: expected a number");
+        if let Some(budget) = self.budget {
+            ensure!(budget.as_secs() >= 60, "--budget {budget}: at least a minute is needed");
+        }
         if let Some(folder) = &self.data
             && !folder.is_dir()
         {

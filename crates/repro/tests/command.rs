@@ -139,6 +139,63 @@ fn the_report_has_the_arms_and_claims_its_schema_promises() {
     assert!(report.claims.len() >= 8);
 }
 
+/// Pictures of noise, brighter for higher classes, as folders `train` and `test`.
+fn pictures(folder: &Path, classes: &[&str]) {
+    let mut state = 1_u32;
+    for (part, images) in [("train", 30), ("test", 5)] {
+        for (label, class) in classes.iter().enumerate() {
+            let place = folder.join(part).join(class);
+            std::fs::create_dir_all(&place).unwrap();
+            for image in 0..images {
+                let pixel = |_, _| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let noise = u8::try_from(state >> 25).unwrap();
+                    image::Rgb([noise + 12 * u8::try_from(label).unwrap(), noise, 255 - noise])
+                };
+                image::RgbImage::from_fn(32, 32, pixel).save(place.join(format!("{image}.png"))).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn coordination_of_filters_runs_on_a_folder_of_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    let classes = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    pictures(&data, &classes);
+    let (data, out_text) = (data.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["reproduce", "convnet", "--quick", "--seeds", "2", "--data", data, "--out", out_text];
+    let trained = output(&args);
+    let text = String::from_utf8_lossy(&trained.stderr).into_owned();
+    assert!(!trained.status.success() && text.contains("--from-scratch trains"), "{text}");
+    let made = output(&[args.as_slice(), &["--from-scratch"]].concat());
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let report = report(&out);
+    let names: Vec<&str> = report.arms.iter().map(|a| a.name.as_str()).collect();
+    for name in ["baseline", "control", "force-l1", "force-l2", "repulsion", "control-own-ranks"] {
+        let arm = report.arm(name).unwrap_or_else(|| panic!("no {name}: {names:?}"));
+        assert_eq!((arm.top1_by_seed.len(), arm.ranks.len()), (2, 3));
+        assert!(arm.latency_us.keys().eq(&[1, 32, 128]));
+    }
+    let [control, force] = ["control-tuned", "force-l2-tuned"].map(|name| report.arm(name).unwrap());
+    assert_eq!((control.macs, &control.ranks), (force.macs, &force.ranks), "the same ranks");
+    let ids: Vec<&str> = report.claims.iter().map(|claim| claim.id.as_str()).collect();
+    let speedups = ["speedup"; 3];
+    let expected = ["rank-ratio", "accuracy-price", "late-layers", "force-init"];
+    assert_eq!(ids, [expected.as_slice(), &speedups, &["repulsion"]].concat());
+    for id in
+        ["ranks", "sweep", "rank-ratio", "fine-tuning", "spectra-force-l2", "projection-baseline", "speed"]
+    {
+        assert!(report.figures.iter().any(|figure| figure.id == id), "no figure {id}");
+    }
+    assert!(
+        report.notes.iter().any(|note| note.contains("--quick: iterations and steps")),
+        "{:?}",
+        report.notes
+    );
+}
+
 #[test]
 fn what_is_wrong_is_said_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,6 +211,13 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
         (vec!["lenet", "--device", "abacus"], "abacus"),
         (vec!["alexnet"], "alexnet"),
         (vec!["lenet", "--unknown"], "--unknown"),
+        (vec!["lenet", "--budget", "2h"], "--budget: an option of convnet"),
+        (vec!["decompose", "--sweep"], "--sweep: an option of lenet"),
+        (vec!["convnet"], "--data"),
+        (vec!["resnet20", "--budget", "soon"], "soon"),
+        (vec!["resnet20", "--budget", "10s"], "at least a minute"),
+        (vec!["resnet20", "--budget", "2h", "--full"], "--full"),
+        (vec!["resnet20", "--tries", "0"], "--tries 0"),
     ] {
         let mut args = vec!["reproduce", "--out", out_text];
         args.extend(&extra);

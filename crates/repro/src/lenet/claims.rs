@@ -1,5 +1,5 @@
 use super::settings::Settings;
-use super::{LAYERS, Results, figures};
+use super::{LAYERS, Results};
 use crate::options::Options;
 use crate::report::{Arm, Claim};
 use crate::statistics::{interval, mean};
@@ -66,7 +66,7 @@ impl Context<'_> {
     fn rank_ratios(&self, arm: &str) -> Vec<f64> {
         let ranks = self.results.ranks(arm, self.settings.energy);
         let full = &self.results.full_ranks;
-        ranks.iter().map(|r| figures::rank_ratio(LAYERS.iter().map(|l| (r[*l], full[*l])))).collect()
+        ranks.iter().map(|r| crate::figures::rank_ratio(LAYERS.iter().map(|l| (r[*l], full[*l])))).collect()
     }
 
     fn lower_rank(&self, force: &str) -> Claim {

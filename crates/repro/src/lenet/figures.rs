@@ -1,44 +1,23 @@
-use super::pipeline::Point;
 use super::settings::Settings;
 use super::{BATCHES, DENSE, LAYERS, Results, SweepPoint};
+use crate::figures;
 use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table, thousands};
-use crate::statistics::mean;
 use anyhow::Result;
-use cofilter_lowrank as lowrank;
 use cofilter_sparsity as sparsity;
-
-/// Clusters of the filters that are drawn in a plane, as on the paper's poster.
-const CLUSTERS: usize = 4;
-
-/// Mean over layers of rank over full rank.
-#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
-pub(super) fn rank_ratio(ranks: impl Iterator<Item = (usize, usize)>) -> f64 {
-    mean(&ranks.map(|(rank, full)| rank as f64 / full as f64).collect::<Vec<_>>())
-}
 
 pub(super) fn all(results: &Results, arms: &[Arm], settings: &Settings) -> Result<Vec<Figure>> {
     let mut figures = vec![ranks(results, arms)];
     figures.extend(LAYERS.map(|layer| spectrum(results, layer)));
     for arm in DENSE {
-        figures.push(plane(results, arm)?);
+        // Force brings the filters of the last convolution together.
+        figures.push(figures::plane(arm, &results.arms[arm][0].model, LAYERS[LAYERS.len() - 1])?);
     }
-    figures.push(tuning(results));
-    figures.push(speed(arms));
+    let tuned = DENSE.map(|dense| (dense, results.arms[&format!("{dense}-tuned")].as_slice()));
+    figures.push(figures::fine_tuning(&tuned));
+    let small = |a: &&Arm| a.name.ends_with("-tuned") || a.name.ends_with("-sparse");
+    figures.push(figures::speed(&arms[0], &arms.iter().filter(small).collect::<Vec<_>>(), &BATCHES));
     figures.push(sparsity(arms, settings));
     Ok(figures)
-}
-
-/// The filters of the last convolution, which force brings together.
-fn plane(results: &Results, arm: &str) -> Result<Figure> {
-    let layer = LAYERS[LAYERS.len() - 1];
-    let found = lowrank::projection(&results.arms[arm][0].model, layer, CLUSTERS)?;
-    let figure = lowrank::figures::projection(&found);
-    Ok(Figure {
-        id: format!("projection-{arm}"),
-        title: format!("{arm}: filters of {layer} in a plane"),
-        caption: format!("{} First seed.", figure.caption),
-        ..figure
-    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
@@ -80,55 +59,6 @@ fn spectrum(results: &Results, layer: &str) -> Figure {
         x_label: "basis filters".into(),
         y_label: "energy, %".into(),
         plot: Plot::Lines { series: DENSE.iter().filter_map(line).collect() },
-    }
-}
-
-fn tuning(results: &Results) -> Figure {
-    let line = |arm: &&str| {
-        let runs = &results.arms[&format!("{arm}-tuned")];
-        let mean_at = |(i, point): (usize, &Point)| {
-            let top1: Vec<f64> = runs.iter().filter_map(|r| r.curve.get(i)).map(|p| p.top1).collect();
-            #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
-            [point.iteration as f64, mean(&top1)]
-        };
-        let points = runs[0].curve.iter().enumerate().map(mean_at).collect();
-        LineSeries { name: String::from(*arm), points }
-    };
-    Figure {
-        id: "fine-tuning".into(),
-        title: "Accuracy while fine-tuning the decomposed networks".into(),
-        caption:
-            "All arms have the same ranks. Mean over the seeds; right after decomposition they are the -lowrank arms."
-                .into(),
-        x_label: "iteration".into(),
-        y_label: "top-1, %".into(),
-        plot: Plot::Lines { series: DENSE.iter().map(line).collect() },
-    }
-}
-
-/// How much faster than the baseline, by operations and by the clock.
-#[expect(clippy::cast_precision_loss, reason = "operations are far below 2^53")]
-fn speed(arms: &[Arm]) -> Figure {
-    let shown: Vec<&Arm> =
-        arms.iter().filter(|a| a.name.ends_with("-tuned") || a.name.ends_with("-sparse")).collect();
-    let theory = shown.iter().map(|a| Some(arms[0].macs as f64 / a.macs as f64)).collect();
-    let mut series = vec![BarSeries { name: "operations".into(), values: theory }];
-    for batch in BATCHES {
-        let ratio = |a: &&Arm| Some(arms[0].latency_us.get(&batch)?.p50 / a.latency_us.get(&batch)?.p50);
-        series.push(BarSeries {
-            name: format!("time, batch {batch}"),
-            values: shown.iter().map(ratio).collect(),
-        });
-    }
-    Figure {
-        id: "speed".into(),
-        title: "Speedup over the dense baseline: promised and measured".into(),
-        caption: "Operations: multiply-accumulates of the baseline over those of the arm. Time: the same for median latencies \
-                  of one interleaved run."
-            .into(),
-        x_label: "arm".into(),
-        y_label: "times faster".into(),
-        plot: Plot::Bars { categories: shown.iter().map(|a| a.name.clone()).collect(), series },
     }
 }
 

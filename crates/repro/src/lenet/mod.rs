@@ -5,22 +5,21 @@
 
 mod claims;
 mod figures;
-mod pipeline;
 mod settings;
 
 use crate::machine::{self, Machine};
 use crate::options::{Options, root};
+use crate::pipeline::{Pipeline, Trained};
 use crate::report::{Arm, Data, Report};
 use crate::stage::{Key, Store};
 use crate::statistics::{interval, mean, median};
 use crate::timing;
 use anyhow::{Context as _, Result, bail};
 use cofilter_data::Split;
-use cofilter_graph::Model;
+use cofilter_graph::{Artifact, Model};
 use cofilter_lowrank as lowrank;
 use cofilter_sparsity as sparsity;
 use cofilter_zoo::{self as zoo, lenet};
-use pipeline::{Pipeline, Trained};
 use settings::{Settings, forces};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -70,13 +69,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let preprocessing = cofilter_data::preprocessing::lenet(split.train.classes());
     let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let pipeline =
-        Pipeline { options, settings: &settings, data: &split, preprocessing: &preprocessing, store: &store };
-    let results = train_all(&pipeline)?;
-    let arms = arms(&pipeline, &results)?;
+        Pipeline { options, network: "lenet", data: &split, preprocessing: &preprocessing, store: &store };
+    let results = train_all(&pipeline, &settings)?;
+    let arms = arms(&pipeline, &settings, &results)?;
     let mut figures = figures::all(&results, &arms, &settings)?;
     let mut tables = vec![figures::layers_table(&results), figures::zeros_table(&results)];
     if options.sweep {
-        let sweep = sweep(&pipeline, &results.arms["baseline"][0].model)?;
+        let sweep = sweep(&pipeline, &settings, &results.arms["baseline"][0].model)?;
         figures.push(figures::sweep(&sweep));
         tables.push(figures::sweep_table(&sweep));
     }
@@ -131,8 +130,7 @@ fn open_data(options: &Options) -> Result<(Split, Settings)> {
     Ok((split, settings))
 }
 
-fn train_all(pipeline: &Pipeline<'_>) -> Result<Results> {
-    let settings = pipeline.settings;
+fn train_all(pipeline: &Pipeline<'_>, settings: &Settings) -> Result<Results> {
     let seeds = pipeline.options.seed_list();
     let mut arms: BTreeMap<String, Vec<Trained>> = BTreeMap::new();
     for seed in &seeds {
@@ -153,7 +151,8 @@ fn train_all(pipeline: &Pipeline<'_>) -> Result<Results> {
         decompositions: BTreeMap::new(),
     };
     for name in DENSE {
-        let analysed: Result<Vec<_>> = results.arms[name].iter().map(|t| analyse(pipeline, t)).collect();
+        let analysed: Result<Vec<_>> =
+            results.arms[name].iter().map(|t| analyse(pipeline, settings.energy, t)).collect();
         results.spectra.insert(name.into(), analysed?);
     }
     for layer in LAYERS {
@@ -163,16 +162,20 @@ fn train_all(pipeline: &Pipeline<'_>) -> Result<Results> {
         results.common_ranks.insert(layer.into(), rank.context("no rank")?);
         results.full_ranks.insert(layer.into(), full.context("no rank")?);
     }
+    let decomposition = lowrank::Settings {
+        rule: lowrank::RankRule::by_name(results.common_ranks.clone()),
+        ..Default::default()
+    };
     for name in DENSE {
         let dense = results.arms[name].clone();
         for (seed, parent) in results.seeds.clone().iter().zip(&dense) {
             let (lowrank, report) =
-                pipeline.decompose(&format!("{name}-lowrank"), parent, *seed, &results.common_ranks)?;
+                pipeline.decompose(&format!("{name}-lowrank"), parent, *seed, &decomposition)?;
             results.decompositions.entry(name.into()).or_insert(report);
             let tuned =
                 pipeline.fit(&format!("{name}-tuned"), &lowrank.model, &settings.tuning(*seed), None)?;
             if name != "baseline" {
-                let sparse = pipeline.sparsify(&format!("{name}-sparse"), &tuned.model, *seed)?;
+                let sparse = sparsify(pipeline, settings, &format!("{name}-sparse"), &tuned.model, *seed)?;
                 results.arms.entry(format!("{name}-sparse")).or_default().push(sparse);
             }
             results.arms.entry(format!("{name}-lowrank")).or_default().push(lowrank);
@@ -187,8 +190,26 @@ fn median_rank(results: &Results, arm: &str, layer: &str, energy: f64) -> Option
     median(&ranks)
 }
 
-fn analyse(pipeline: &Pipeline<'_>, trained: &Trained) -> Result<Vec<lowrank::Analysis>> {
-    let energy = pipeline.settings.energy;
+/// Prunes by magnitude, fine-tunes with the zeros kept, and removes what is zero altogether.
+fn sparsify(
+    pipeline: &Pipeline<'_>,
+    settings: &Settings,
+    name: &str,
+    parent: &Model,
+    seed: u64,
+) -> Result<Trained> {
+    let pruning = sparsity::Pruning { sparsity: settings.sparsity, ..Default::default() };
+    let (pruned, masks) = sparsity::prune_magnitude(parent, &pruning)?;
+    let tuned = pipeline.fit(&format!("{name}-masked"), &pruned, &settings.tuning(seed), Some(&masks))?;
+    let key = Key::new(&format!("{name}-seed{seed}"), &[&tuned.hash], &());
+    let (artifact, ()) = pipeline.store.artifact(&key, |_| {
+        let (model, _) = sparsity::compact(&tuned.model)?;
+        Ok((Artifact { model, provenance: pipeline.provenance(&pruning, seed, &tuned.hash)? }, ()))
+    })?;
+    pipeline.finish(name, artifact.model, tuned.curve)
+}
+
+fn analyse(pipeline: &Pipeline<'_>, energy: f64, trained: &Trained) -> Result<Vec<lowrank::Analysis>> {
     let key = Key::new("spectra", &[&trained.hash], &energy);
     pipeline.store.value(&key, || {
         let spectra = lowrank::analyse(&trained.model, energy)?;
@@ -197,7 +218,7 @@ fn analyse(pipeline: &Pipeline<'_>, trained: &Trained) -> Result<Vec<lowrank::An
 }
 
 /// The arms of the report, in the order of the pipeline.
-fn arms(pipeline: &Pipeline<'_>, results: &Results) -> Result<Vec<Arm>> {
+fn arms(pipeline: &Pipeline<'_>, settings: &Settings, results: &Results) -> Result<Vec<Arm>> {
     let mut names: Vec<String> = DENSE.map(String::from).into();
     for child in ["lowrank", "tuned", "sparse"] {
         names.extend(DENSE.iter().map(|d| format!("{d}-{child}")).filter(|n| results.arms.contains_key(n)));
@@ -222,8 +243,7 @@ fn arms(pipeline: &Pipeline<'_>, results: &Results) -> Result<Vec<Arm>> {
         let cost = runs[0].model.cost();
         let dense = DENSE.contains(&name.as_str());
         let ranks = if dense {
-            let rank =
-                |l: &&str| Some((String::from(*l), median_rank(results, name, l, pipeline.settings.energy)?));
+            let rank = |l: &&str| Some((String::from(*l), median_rank(results, name, l, settings.energy)?));
             LAYERS.iter().filter_map(rank).collect()
         } else {
             ranks_of(&runs[0].model)
@@ -284,21 +304,21 @@ struct SweepPoint {
 }
 
 /// Continues the first seed's baseline with other strengths.
-fn sweep(pipeline: &Pipeline<'_>, baseline: &Model) -> Result<Vec<SweepPoint>> {
+fn sweep(pipeline: &Pipeline<'_>, settings: &Settings, baseline: &Model) -> Result<Vec<SweepPoint>> {
     let seed = pipeline.options.seed_list()[0];
     let mut points = Vec::new();
-    for (name, force) in forces(pipeline.settings) {
+    for (name, force) in forces(settings) {
         let strengths = force.map_or(vec![0.0], |(_, s)| settings::SWEEP.iter().map(|m| m * s).collect());
         for strength in strengths {
-            let recipe = pipeline.settings.continued(seed, force.map(|(kind, _)| (kind, strength)));
+            let recipe = settings.continued(seed, force.map(|(kind, _)| (kind, strength)));
             let trained = pipeline.fit(name, baseline, &recipe, None)?;
-            let spectra = analyse(pipeline, &trained)?;
-            let rank = |s: &lowrank::Analysis| s.rank_at_energy(pipeline.settings.energy);
+            let spectra = analyse(pipeline, settings.energy, &trained)?;
+            let rank = |s: &lowrank::Analysis| s.rank_at_energy(settings.energy);
             points.push(SweepPoint {
                 force: name,
                 strength,
                 top1: trained.top1,
-                rank_ratio: figures::rank_ratio(spectra.iter().map(|s| (rank(s), s.full_rank))),
+                rank_ratio: crate::figures::rank_ratio(spectra.iter().map(|s| (rank(s), s.full_rank))),
                 ranks: spectra.iter().map(|s| (s.name.clone(), rank(s))).collect(),
             });
         }

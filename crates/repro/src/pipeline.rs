@@ -1,4 +1,5 @@
-use super::settings::Settings;
+//! The stages that experiments are made of: training, decomposition, evaluation, each found finished or done.
+
 use crate::machine;
 use crate::options::Options;
 use crate::stage::{Key, Store};
@@ -15,47 +16,53 @@ use std::path::Path;
 
 /// The stages of one run over one data set.
 #[derive(Debug)]
-pub(super) struct Pipeline<'a> {
+pub(crate) struct Pipeline<'a> {
     /// Command line.
-    pub(super) options: &'a Options,
-    /// Choices.
-    pub(super) settings: &'a Settings,
-    /// Digits.
-    pub(super) data: &'a Split,
-    /// How digits become inputs.
-    pub(super) preprocessing: &'a Preprocessing,
+    pub(crate) options: &'a Options,
+    /// Name of the network, for the artifacts.
+    pub(crate) network: &'a str,
+    /// Images.
+    pub(crate) data: &'a Split,
+    /// How images become inputs.
+    pub(crate) preprocessing: &'a Preprocessing,
     /// Finished stages.
-    pub(super) store: &'a Store,
+    pub(crate) store: &'a Store,
 }
 
 /// Images that rounding may move across a decision border between training and the runtime.
 const DISAGREEING_IMAGES: f64 = 2.0;
 
 /// One evaluation during training.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Point {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Point {
     /// Iterations done.
-    pub(super) iteration: u64,
+    pub(crate) iteration: u64,
     /// Top-1 accuracy on the test set, in percent.
-    pub(super) top1: f64,
+    pub(crate) top1: f64,
+    /// Spectra of the layers that the recipe names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) spectra: BTreeMap<String, lowrank::Spectrum>,
+    /// Strength of the force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) force_strength: Option<f64>,
 }
 
 /// A network with how it came about.
 #[derive(Clone, Debug)]
-pub(super) struct Trained {
+pub(crate) struct Trained {
     /// The network.
-    pub(super) model: Model,
+    pub(crate) model: Model,
     /// Hash of graph and numbers.
-    pub(super) hash: String,
+    pub(crate) hash: String,
     /// Evaluations on the way; empty for networks that were not trained.
-    pub(super) curve: Vec<Point>,
+    pub(crate) curve: Vec<Point>,
     /// Top-1 accuracy through the runtime, in percent.
-    pub(super) top1: f64,
+    pub(crate) top1: f64,
 }
 
 impl Pipeline<'_> {
     /// Trains a network, or finds it trained.
-    pub(super) fn fit(
+    pub(crate) fn fit(
         &self,
         name: &str,
         parent: &Model,
@@ -100,8 +107,11 @@ impl Pipeline<'_> {
         };
         match fit(parent, &job)? {
             Outcome::Finished(trained) => {
-                let point = |r: &Record| Some(Point { iteration: r.iteration, top1: 100.0 * r.test?.top1 });
-                let curve = trained.history.iter().filter_map(point).collect();
+                let point = |r: Record| {
+                    let Record { iteration, force_strength, spectra, test, .. } = r;
+                    Some(Point { iteration, top1: 100.0 * test?.top1, spectra, force_strength })
+                };
+                let curve = trained.history.into_iter().filter_map(point).collect();
                 Ok((trained.model, curve))
             }
             Outcome::Stopped { iteration, .. } => {
@@ -110,40 +120,24 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Decomposes the convolutions of a trained network to these ranks.
-    pub(super) fn decompose(
+    /// Decomposes a trained network.
+    pub(crate) fn decompose(
         &self,
         name: &str,
         parent: &Trained,
         seed: u64,
-        ranks: &BTreeMap<String, usize>,
+        settings: &lowrank::Settings,
     ) -> Result<(Trained, lowrank::Report)> {
-        let settings =
-            lowrank::Settings { rule: lowrank::RankRule::by_name(ranks.clone()), ..Default::default() };
-        let key = Key::new(&format!("{name}-seed{seed}"), &[&parent.hash], &settings);
+        let key = Key::new(&format!("{name}-seed{seed}"), &[&parent.hash], settings);
         let (artifact, report) = self.store.artifact(&key, |_| {
-            let (model, report) = lowrank::decompose(&parent.model, &settings)?;
-            Ok((Artifact { model, provenance: self.provenance(&settings, seed, &parent.hash)? }, report))
+            let (model, report) = lowrank::decompose(&parent.model, settings)?;
+            Ok((Artifact { model, provenance: self.provenance(settings, seed, &parent.hash)? }, report))
         })?;
         Ok((self.finish(name, artifact.model, Vec::new())?, report))
     }
 
-    /// Prunes by magnitude, fine-tunes with the zeros kept, and removes what is zero altogether.
-    pub(super) fn sparsify(&self, name: &str, parent: &Model, seed: u64) -> Result<Trained> {
-        let settings = sparsity::Pruning { sparsity: self.settings.sparsity, ..Default::default() };
-        let (pruned, masks) = sparsity::prune_magnitude(parent, &settings)?;
-        let tuned =
-            self.fit(&format!("{name}-masked"), &pruned, &self.settings.tuning(seed), Some(&masks))?;
-        let key = Key::new(&format!("{name}-seed{seed}"), &[&tuned.hash], &());
-        let (artifact, ()) = self.store.artifact(&key, |_| {
-            let (model, _) = sparsity::compact(&tuned.model)?;
-            Ok((Artifact { model, provenance: self.provenance(&settings, seed, &tuned.hash)? }, ()))
-        })?;
-        self.finish(name, artifact.model, tuned.curve)
-    }
-
     /// Evaluates through the runtime and checks that training saw the same accuracy.
-    fn finish(&self, name: &str, model: Model, curve: Vec<Point>) -> Result<Trained> {
+    pub(crate) fn finish(&self, name: &str, model: Model, curve: Vec<Point>) -> Result<Trained> {
         self.options.check_stop()?;
         let hash = hash(&model);
         // Measured anew by every other build of the program.
@@ -164,9 +158,14 @@ impl Pipeline<'_> {
         Ok(Trained { model, hash, curve, top1 })
     }
 
-    fn provenance(&self, settings: &impl Serialize, seed: u64, parent: &str) -> Result<Provenance> {
+    pub(crate) fn provenance(
+        &self,
+        settings: &impl Serialize,
+        seed: u64,
+        parent: &str,
+    ) -> Result<Provenance> {
         Ok(Provenance {
-            network: Some("lenet".into()),
+            network: Some(self.network.to_owned()),
             recipe: Some(serde_json::to_value(settings)?),
             seed: Some(seed),
             commit: None,
@@ -179,6 +178,6 @@ impl Pipeline<'_> {
 
 /// SHA-256 of graph and numbers, whatever their origin.
 #[must_use]
-pub(super) fn hash(model: &Model) -> String {
+pub(crate) fn hash(model: &Model) -> String {
     Artifact::new(model.clone()).sha256()
 }

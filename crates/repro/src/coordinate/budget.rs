@@ -1,0 +1,140 @@
+//! How much of the published schedules fits into the time that there is.
+
+use super::subject::Subject;
+use crate::pipeline::Pipeline;
+use crate::stage::Key;
+use anyhow::{Result, bail};
+use cofilter_train::{Fit, Outcome, Progress, Recipe, fit};
+use std::time::Duration;
+
+/// Iterations whose rate is measured, in lots of which the middle one counts.
+const PROBE: u64 = 15;
+/// Iterations of a lot.
+const LOT: u64 = 3;
+/// What evaluation, decomposition and timing take beside the training.
+const OVERHEAD: f64 = 1.15;
+/// Without a budget.
+const USUAL: Duration = Duration::from_secs(2 * 3600);
+
+/// The length of the runs.
+pub(super) struct Scale {
+    /// Share of the published iterations, at most 1.
+    pub(super) of_published: f64,
+    /// Images a second that were measured, where the budget counts.
+    rate: Option<f64>,
+    budget: Duration,
+    runs: Runs,
+}
+
+/// How many runs of each kind there are.
+struct Runs {
+    baseline: usize,
+    continued: usize,
+    tuning: usize,
+}
+
+impl Runs {
+    fn new(subject: &Subject, seeds: usize, tries: usize) -> Self {
+        Self {
+            baseline: if subject.has_no_weights() { seeds } else { 0 },
+            // Control and repulsion; the forces of the first seed are among those tried.
+            continued: 2 * seeds + 2 * tries + 2 * (seeds - 1),
+            tuning: super::STARTS.len() * seeds,
+        }
+    }
+
+    /// Images of all runs at the published length.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn images(&self, subject: &Subject) -> f64 {
+        let [baseline, continued, tuning] = subject.jobs().map(|(_, job)| job.iterations as f64);
+        let iterations =
+            self.baseline as f64 * baseline + self.continued as f64 * continued + self.tuning as f64 * tuning;
+        iterations * subject.batch() as f64
+    }
+}
+
+/// The share of the published schedules that fits into the budget, at the rate of this machine; the rate is measured once and kept,
+/// so that a run that goes on keeps its lengths.
+pub(super) fn scale(pipeline: &Pipeline<'_>, subject: &Subject, tries: usize) -> Result<Scale> {
+    let options = pipeline.options;
+    let runs = Runs::new(subject, options.seed_list().len(), tries);
+    let budget = options.budget.map_or(USUAL, Into::into);
+    if options.full {
+        return Ok(Scale { of_published: 1.0, rate: None, budget, runs });
+    }
+    if options.quick {
+        return Ok(Scale { of_published: 0.0, rate: None, budget, runs });
+    }
+    let key = Key::new("rate", &[], &(subject.network(), subject.batch(), options.thread_count()));
+    let rate = pipeline.store.value(&key, || measure(pipeline, subject))?;
+    let of_published = (budget.as_secs_f64() * rate / OVERHEAD / runs.images(subject)).min(1.0);
+    Ok(Scale { of_published, rate: Some(rate), budget, runs })
+}
+
+/// Images a second of training, the middle of some measurements.
+fn measure(pipeline: &Pipeline<'_>, subject: &Subject) -> Result<f64> {
+    let recipe = Recipe {
+        iterations: PROBE,
+        evaluate_every: 0,
+        checkpoint_every: 0,
+        record_every: LOT,
+        spectra: Vec::new(),
+        ..subject.continued(0, None)
+    };
+    let start = subject.model(pipeline.options, 0)?;
+    let job = Fit {
+        recipe: &recipe,
+        train: &pipeline.data.train,
+        test: None,
+        preprocessing: pipeline.preprocessing,
+        device: candle_core::Device::Cpu,
+        folder: None,
+        stop: Some(&pipeline.options.stop),
+        masks: None,
+        teacher: None,
+        progress: Progress::Silent,
+    };
+    match fit(&start, &job)? {
+        Outcome::Finished(trained) => {
+            let mut rates: Vec<f64> =
+                trained.history.iter().filter_map(|r| Some(r.clock?.images_per_s)).collect();
+            rates.sort_by(f64::total_cmp);
+            Ok(rates[rates.len() / 2])
+        }
+        Outcome::Stopped { .. } => bail!("stopped; the same command goes on from here"),
+    }
+}
+
+impl Scale {
+    /// How long the runs are, for the report.
+    pub(super) fn note(&self, subject: &Subject) -> String {
+        let Runs { baseline, continued, tuning } = self.runs;
+        let counts = [baseline, continued, tuning];
+        let jobs: Vec<String> = subject
+            .jobs()
+            .iter()
+            .zip(counts)
+            .filter(|(_, runs)| *runs > 0)
+            .map(|((name, published), runs)| {
+                let job = subject.scaled(published);
+                format!(
+                    "{name}: {} of {} iterations of batch {}, rate {}, a tenth of it from {} and a hundredth from {} on ({} run(s))",
+                    job.iterations, published.iterations, subject.batch(), job.rate, job.steps[0], job.steps[1], runs
+                )
+            })
+            .collect();
+        let why = match self.rate {
+            Some(rate) => format!(
+                "A budget of {} at {rate:.0} training images a second",
+                humantime::format_duration(self.budget)
+            ),
+            None if self.of_published < 1.0 => "--quick".into(),
+            None => "--full".into(),
+        };
+        format!(
+            "{why}: iterations and steps are {:.4} of the published ones. {}.",
+            self.of_published,
+            jobs.join("; ")
+        )
+    }
+}

@@ -1,0 +1,215 @@
+use super::{DENSE, ENERGY, Results, STARTS, Study, Tried, rank_ratio};
+use crate::figures;
+use crate::pipeline::Trained;
+use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table};
+use anyhow::Result;
+use cofilter_lowrank::Spectrum;
+
+pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Figure>> {
+    let mut all = vec![ranks(study, results, arms), sweep(study, results)?, ratios(study, results)];
+    let tuned = STARTS.map(|start| (start, results.arms[&format!("{start}-tuned")].as_slice()));
+    all.push(figures::fine_tuning(&tuned));
+    let layer = study.subject.layers[study.subject.layers.len() - 2].as_str();
+    for arm in STARTS {
+        all.push(spectra(arm, layer, &results.arms[arm][0]));
+    }
+    for arm in ["baseline", "control", "force-l2"] {
+        all.push(figures::plane(arm, &results.arms[arm][0].model, layer)?);
+    }
+    let small: Vec<&Arm> =
+        arms.iter().filter(|arm| arm.name == super::OWN || arm.name.ends_with("-tuned")).collect();
+    if let Some(control) = arms.iter().find(|arm| arm.name == "control") {
+        all.push(figures::speed(control, &small, &super::BATCHES));
+    }
+    Ok(all)
+}
+
+pub(super) fn tables(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Vec<Table> {
+    vec![layers_table(study, arms), sweep_table(study, results), strengths_table(study, results)]
+}
+
+/// The paper's Fig. 5.
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+fn ranks(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Figure {
+    let layers = &study.subject.layers;
+    let mut series: Vec<BarSeries> = arms
+        .iter()
+        .filter(|arm| DENSE.contains(&arm.name.as_str()))
+        .map(|arm| BarSeries {
+            name: arm.name.clone(),
+            values: layers.iter().map(|l| arm.ranks.get(l).map(|r| *r as f64)).collect(),
+        })
+        .collect();
+    if let Some(published) = &study.subject.published {
+        for (name, ranks) in ["paper, baseline", "paper, L2 force"].into_iter().zip(published) {
+            series.push(BarSeries {
+                name: name.into(),
+                values: ranks.iter().map(|r| Some(*r as f64)).collect(),
+            });
+        }
+    }
+    let full = results.full_ranks.iter().map(|r| Some(*r as f64)).collect();
+    series.push(BarSeries { name: "full rank".into(), values: full });
+    Figure {
+        id: "ranks".into(),
+        title: format!("Rank of each convolution at {:.0} % energy", 100.0 * ENERGY),
+        caption: "Least number of basis filters that keep that share of the squared singular values; median over the seeds. All arms but the \
+                  baseline had the same number of further iterations."
+            .into(),
+        x_label: "layer".into(),
+        y_label: "rank".into(),
+        plot: Plot::Bars { categories: layers.clone(), series },
+    }
+}
+
+/// Rank ratio of one of the networks that were tried.
+fn ratio(study: &Study<'_>, results: &Results, of: &Tried) -> Result<f64> {
+    Ok(rank_ratio(&study.ranks(&of.trained.model)?, &results.full_ranks))
+}
+
+/// The shape of the paper's Fig. 6.
+fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
+    let mut series = Vec::new();
+    for force in ["force-l1", "force-l2"] {
+        let mut points = Vec::new();
+        for of in results.tried.iter().filter(|of| of.force == force) {
+            points.push([ratio(study, results, of)?, 100.0 - of.trained.top1]);
+        }
+        series.push(LineSeries { name: force.into(), points });
+    }
+    let all = 0..results.full_ranks.len();
+    for arm in ["control", "repulsion"] {
+        let point = [results.rank_ratios(arm, all.clone())[0], 100.0 - results.arms[arm][0].top1];
+        series.push(LineSeries { name: arm.into(), points: vec![point] });
+    }
+    Ok(Figure {
+        id: "sweep".into(),
+        title: "Rank ratio against error over the strength of the force".into(),
+        caption: "Mean over the layers of rank over full rank at 95 % energy, before decomposition; one point a strength, first seed.".into(),
+        x_label: "rank ratio".into(),
+        y_label: "top-1 error, %".into(),
+        plot: Plot::Points { series },
+    })
+}
+
+/// How ranks fall while training.
+#[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
+fn ratios(study: &Study<'_>, results: &Results) -> Figure {
+    let line = |arm: &str| {
+        let point = |point: &crate::pipeline::Point| {
+            let ranks: Vec<usize> = study
+                .subject
+                .layers
+                .iter()
+                .filter_map(|layer| Some(point.spectra.get(layer)?.rank_at_energy(ENERGY)))
+                .collect();
+            [point.iteration as f64, rank_ratio(&ranks, &results.full_ranks)]
+        };
+        let start = [0.0, results.rank_ratios("baseline", 0..results.full_ranks.len())[0]];
+        let points = std::iter::once(start).chain(results.arms[arm][0].curve.iter().map(point)).collect();
+        LineSeries { name: arm.into(), points }
+    };
+    Figure {
+        id: "rank-ratio".into(),
+        title: "Mean rank ratio while training".into(),
+        caption: "Rank at 95 % energy over full rank, mean over the layers; first seed.".into(),
+        x_label: "iteration".into(),
+        y_label: "rank ratio".into(),
+        plot: Plot::Lines { series: DENSE[1..].iter().map(|arm| line(arm)).collect() },
+    }
+}
+
+/// How the energy moves to the first basis filters.
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+fn spectra(arm: &str, layer: &str, trained: &Trained) -> Figure {
+    let line = |(iteration, spectrum): (u64, &Spectrum)| LineSeries {
+        name: format!("iteration {iteration}"),
+        points: (1..=spectrum.full_rank()).map(|rank| [rank as f64, 100.0 * spectrum.energy(rank)]).collect(),
+    };
+    let all: Vec<(u64, &Spectrum)> =
+        trained.curve.iter().filter_map(|point| Some((point.iteration, point.spectra.get(layer)?))).collect();
+    let some = all.iter().rev().step_by(3).rev();
+    Figure {
+        id: format!("spectra-{arm}"),
+        title: format!("{arm}: energy kept by the first basis filters of {layer}"),
+        caption: "Cumulative share of the squared singular values along the training; first seed.".into(),
+        x_label: "basis filters".into(),
+        y_label: "energy, %".into(),
+        plot: Plot::Lines { series: some.copied().map(line).collect() },
+    }
+}
+
+fn layers_table(study: &Study<'_>, arms: &[Arm]) -> Table {
+    let dense: Vec<&Arm> = arms.iter().filter(|arm| DENSE.contains(&arm.name.as_str())).collect();
+    let published = study.subject.published.as_ref();
+    let row = |(i, layer): (usize, &String)| {
+        let mut row = vec![layer.clone(), dense[0].full_ranks[layer].to_string()];
+        row.extend(dense.iter().map(|arm| arm.ranks[layer].to_string()));
+        row.extend(published.iter().flat_map(|both| both.iter().map(|ranks| ranks[i].to_string())));
+        row
+    };
+    let mut columns = vec!["layer".to_owned(), "full".to_owned()];
+    columns.extend(dense.iter().map(|arm| arm.name.clone()));
+    if published.is_some() {
+        columns.extend(["paper, baseline", "paper, L2 force"].map(String::from));
+    }
+    Table {
+        title: "Ranks at 95 % energy".into(),
+        caption: "Median over the seeds, before decomposition.".into(),
+        columns,
+        rows: study.subject.layers.iter().enumerate().map(row).collect(),
+    }
+}
+
+fn sweep_table(study: &Study<'_>, results: &Results) -> Table {
+    let row = |of: &Tried| {
+        let ranks = study.ranks(&of.trained.model).unwrap_or_default();
+        let last = of.trained.curve.last().and_then(|point| point.force_strength).unwrap_or(of.strength);
+        let chosen = results.chosen.get(of.force).is_some_and(|(strength, _)| *strength == of.strength);
+        vec![
+            format!("{}{}", of.force, if chosen { ", chosen" } else { "" }),
+            format!("{:.3e}", of.strength),
+            format!("{last:.3e}"),
+            format!("{:.2}", of.trained.top1),
+            format!("{:.2}", 100.0 - of.trained.top1),
+            ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            format!("{:.3}", rank_ratio(&ranks, &results.full_ranks)),
+        ]
+    };
+    Table {
+        title: "Strengths that were tried".into(),
+        caption: "First seed, before decomposition; in the order of the search. At the end: the strength after rolling back, where the network \
+                  diverged."
+            .into(),
+        columns: ["arm", "strength", "at the end", "top-1 %", "error %", "ranks", "rank ratio"].map(String::from).into(),
+        rows: results.tried.iter().map(row).collect(),
+    }
+}
+
+/// Each dense arm over the seeds.
+fn strengths_table(study: &Study<'_>, results: &Results) -> Table {
+    let list = |values: &[f64], digits: usize| {
+        values.iter().map(|v| format!("{v:.digits$}")).collect::<Vec<_>>().join(" ")
+    };
+    let row = |arm: &&str| {
+        let mut row = vec![(*arm).to_owned(), list(&results.top1(arm), 2)];
+        row.extend(
+            study.subject.depths.iter().map(|depth| list(&results.rank_ratios(arm, depth.clone()), 3)),
+        );
+        row.push(list(&results.rank_ratios(arm, 0..results.full_ranks.len()), 3));
+        row
+    };
+    let depth = |of: &std::ops::Range<usize>| match of.len() {
+        1 => study.subject.layers[of.start].clone(),
+        _ => format!("layers {} to {}", of.start + 1, of.end),
+    };
+    let mut columns = vec!["arm".to_owned(), "top-1 %".to_owned()];
+    columns.extend(study.subject.depths.iter().map(depth));
+    columns.push("all layers".into());
+    Table {
+        title: "Seeds".into(),
+        caption: "Top-1 and mean rank ratio at 95 % energy, before decomposition, one value a seed.".into(),
+        columns,
+        rows: DENSE.iter().map(row).collect(),
+    }
+}

@@ -1,0 +1,421 @@
+//! Filters coordinated by force on CIFAR-10, as published: ConvNet and ResNet-20 (paper, sections 6.1 and 6.2).
+//!
+//! A trained network is trained further without force (the control), with L1-norm and with L2-norm force of the largest strength that
+//! it bears, and with repulsion; control and L2 arm are decomposed to the same ranks and fine-tuned; everything is evaluated
+//! and timed in the runtime.
+
+mod budget;
+mod claims;
+mod figures;
+mod search;
+mod subject;
+
+use crate::machine::{self, Machine};
+use crate::options::Options;
+use crate::pipeline::{Pipeline, Trained};
+use crate::report::{Arm, Data, Percentiles, Report};
+use crate::stage::{Key, Store};
+use crate::statistics::{interval, mean, median};
+use crate::timing;
+use anyhow::{Context as _, Result, bail, ensure};
+use cofilter_data::Split;
+use cofilter_force::Force;
+use cofilter_graph::Model;
+use cofilter_lowrank as lowrank;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use subject::Subject;
+
+/// Share of the squared singular values that a rank keeps.
+const ENERGY: f64 = 0.95;
+/// Strength of the repulsion over that of the L2-norm force.
+const REPULSION: f64 = -0.1;
+/// Images of a run whose latency is measured.
+const BATCHES: [usize; 3] = [1, 32, 128];
+/// The arms at full rank.
+const DENSE: [&str; 5] = ["baseline", "control", "force-l1", "force-l2", "repulsion"];
+/// The arms that are decomposed to the same ranks.
+const STARTS: [&str; 2] = ["control", "force-l2"];
+/// The control at its own ranks.
+const OWN: &str = "control-own-ranks";
+
+/// One strength of one force, trained from the first seed's baseline.
+struct Tried {
+    force: &'static str,
+    strength: f64,
+    trained: Trained,
+}
+
+/// What all stages gave.
+struct Results {
+    seeds: Vec<u64>,
+    /// Networks by arm, one a seed.
+    arms: BTreeMap<String, Vec<Trained>>,
+    /// Ranks at 95 % energy by dense arm, for each seed, in the order of the layers.
+    ranks: BTreeMap<String, Vec<Vec<usize>>>,
+    full_ranks: Vec<usize>,
+    /// The ranks that the decomposed arms have.
+    common_ranks: Vec<usize>,
+    /// Everything that the searches tried.
+    tried: Vec<Tried>,
+    /// Strength that was chosen of each force, and whether its loss was within the limit.
+    chosen: BTreeMap<&'static str, (f64, bool)>,
+}
+
+impl Results {
+    fn top1(&self, arm: &str) -> Vec<f64> {
+        self.arms[arm].iter().map(|t| t.top1).collect()
+    }
+
+    /// Mean over some layers of rank over full rank, for each seed.
+    fn rank_ratios(&self, arm: &str, layers: std::ops::Range<usize>) -> Vec<f64> {
+        let ratio = |ranks: &Vec<usize>| rank_ratio(&ranks[layers.clone()], &self.full_ranks[layers.clone()]);
+        self.ranks[arm].iter().map(ratio).collect()
+    }
+
+    /// Top-1 of an arm above that of another, for each seed.
+    fn gains(&self, arm: &str, over: &str) -> Vec<f64> {
+        self.top1(arm).iter().zip(self.top1(over)).map(|(a, b)| a - b).collect()
+    }
+}
+
+/// Mean over layers of rank over full rank.
+fn rank_ratio(ranks: &[usize], full: &[usize]) -> f64 {
+    crate::figures::rank_ratio(ranks.iter().copied().zip(full.iter().copied()))
+}
+
+/// The experiment of one network.
+struct Study<'a> {
+    pipeline: Pipeline<'a>,
+    subject: Subject,
+    /// Largest loss of the search, in points.
+    max_drop: f64,
+    /// Strengths that a search may try.
+    tries: usize,
+}
+
+/// Runs the experiment and writes its report.
+///
+/// # Errors
+/// Data or weights that are missing or of the wrong form, a stopped training, what the system says.
+pub fn run(options: &Options) -> Result<Report> {
+    let mut subject = Subject::new(options)?;
+    let split = open_data(options)?;
+    let preprocessing = subject.preprocessing(&split.train);
+    let store = Store::open(&options.folder().join("stages"), options.fresh)?;
+    let network = subject.network();
+    let pipeline = Pipeline { options, network, data: &split, preprocessing: &preprocessing, store: &store };
+    let tries = if options.quick { 2 } else { options.tries };
+    let scale = budget::scale(&pipeline, &subject, tries)?;
+    subject.scale = scale.of_published;
+    let max_drop = options.max_drop.unwrap_or(subject.max_drop);
+    let study = Study { pipeline, subject, max_drop, tries };
+    let results = study.train_all()?;
+    let arms = study.arms(&results)?;
+    let report = Report {
+        experiment: study.subject.name.into(),
+        summary: study.summary(&results),
+        commit: machine::commit(),
+        command: options.command(),
+        seeds: results.seeds.clone(),
+        machine: Machine::here(options.thread_count(), cofilter_runtime::cpu_tier()),
+        data: Some(Data {
+            name: split.train.name().to_owned(),
+            train_images: split.train.len(),
+            test_images: split.test.len(),
+            sha256: split.train.sha256().to_owned(),
+        }),
+        claims: claims::all(&study, &results, &arms),
+        figures: figures::all(&study, &results, &arms)?,
+        tables: figures::tables(&study, &results, &arms),
+        arms,
+        notes: study.notes(&results, &scale),
+    };
+    report.write(&options.folder())?;
+    Ok(report)
+}
+
+fn open_data(options: &Options) -> Result<Split> {
+    let Some(folder) = &options.data else {
+        bail!(
+            "{}: say with --data where CIFAR-10 lies (the six binary files, or folders `train` and `test` of images)",
+            options.experiment.name()
+        )
+    };
+    let mut split = cofilter_data::open(folder)?;
+    ensure!(
+        split.train.extents() == [3, 32, 32] && split.train.classes().len() == 10,
+        "{}: {} takes 3x32x32 images of 10 classes, found {:?} of {}",
+        folder.display(),
+        options.experiment.name(),
+        split.train.extents(),
+        split.train.classes().len()
+    );
+    ensure!(
+        options.from_scratch || split.train.classes() == cofilter_data::CIFAR10_CLASSES,
+        "{}: the trained weights know the classes {}, in this order, found {}; --from-scratch trains a network for these",
+        folder.display(),
+        cofilter_data::CIFAR10_CLASSES.join(", "),
+        split.train.classes().join(", ")
+    );
+    if options.quick {
+        split.train = split.train.subset(0..split.train.len().min(1_000));
+        split.test = split.test.subset(0..split.test.len().min(100));
+    }
+    Ok(split)
+}
+
+impl Study<'_> {
+    fn train_all(&self) -> Result<Results> {
+        let seeds = self.pipeline.options.seed_list();
+        let mut results = Results {
+            seeds: seeds.clone(),
+            arms: BTreeMap::new(),
+            ranks: BTreeMap::new(),
+            full_ranks: Vec::new(),
+            common_ranks: Vec::new(),
+            tried: Vec::new(),
+            chosen: BTreeMap::new(),
+        };
+        for seed in &seeds {
+            let baseline = self.baseline(*seed)?;
+            let control = self.continued("control", *seed, &baseline.model, None)?;
+            if results.chosen.is_empty() {
+                self.search(&mut results, *seed, &baseline.model, control.top1)?;
+            }
+            let mut put = |arm: &str, trained| results.arms.entry(arm.into()).or_default().push(trained);
+            let strength = |force| results.chosen[force].0;
+            let runs = [
+                ("force-l1", Force::L1, strength("force-l1")),
+                ("force-l2", Force::L2, strength("force-l2")),
+                ("repulsion", Force::L2, REPULSION * strength("force-l2")),
+            ];
+            for (arm, force, strength) in runs {
+                put(arm, self.continued(arm, *seed, &baseline.model, Some((force, strength)))?);
+            }
+            put("control", control);
+            put("baseline", baseline);
+        }
+        for arm in DENSE {
+            let ranks =
+                results.arms[arm].iter().map(|of| self.ranks(&of.model)).collect::<Result<Vec<_>>>()?;
+            results.ranks.insert(arm.into(), ranks);
+        }
+        let baseline = &results.arms["baseline"][0].model;
+        results.full_ranks = self.spectra(baseline)?.iter().map(lowrank::Spectrum::full_rank).collect();
+        results.common_ranks = self.median_ranks(&results, "force-l2")?;
+        self.decompose_all(&mut results)?;
+        Ok(results)
+    }
+
+    /// The network that all arms of a seed begin with.
+    fn baseline(&self, seed: u64) -> Result<Trained> {
+        let start = self.subject.model(self.pipeline.options, seed)?;
+        if self.subject.has_no_weights() {
+            return self.pipeline.fit("baseline", &start, &self.subject.baseline(seed), None);
+        }
+        self.pipeline.finish("baseline", start, Vec::new())
+    }
+
+    fn continued(
+        &self,
+        arm: &str,
+        seed: u64,
+        baseline: &Model,
+        force: Option<(Force, f64)>,
+    ) -> Result<Trained> {
+        let trained = self.pipeline.fit(arm, baseline, &self.subject.continued(seed, force), None)?;
+        let ratio = {
+            let spectra = self.spectra(&trained.model)?;
+            let full: Vec<usize> = spectra.iter().map(lowrank::Spectrum::full_rank).collect();
+            rank_ratio(&ranks_of(&spectra), &full)
+        };
+        let strength = force.map_or(String::new(), |(_, strength)| format!(", strength {strength:.3e}"));
+        eprintln!("{arm}, seed {seed}{strength}: {:.2} %, rank ratio {ratio:.3}", trained.top1);
+        Ok(trained)
+    }
+
+    /// The largest strength of each force whose loss against the control is within the limit.
+    fn search(&self, results: &mut Results, seed: u64, baseline: &Model, control: f64) -> Result<()> {
+        let forces = [("force-l1", Force::L1), ("force-l2", Force::L2)];
+        for ((name, force), first) in forces.into_iter().zip(self.subject.first_strengths) {
+            let tried = RefCell::new(Vec::new());
+            let largest = search::largest(first, self.max_drop, self.tries, |strength| {
+                let trained = self.continued(name, seed, baseline, Some((force, strength)))?;
+                let drop = control - trained.top1;
+                tried.borrow_mut().push(Tried { force: name, strength, trained });
+                Ok(drop)
+            })?;
+            let tried = tried.into_inner();
+            let least = tried.iter().map(|of| of.strength).fold(f64::INFINITY, f64::min);
+            results.chosen.insert(name, (largest.unwrap_or(least), largest.is_some()));
+            results.tried.extend(tried);
+        }
+        Ok(())
+    }
+
+    fn spectra(&self, model: &Model) -> Result<Vec<lowrank::Spectrum>> {
+        self.subject.layers.iter().map(|layer| Ok(lowrank::spectrum(model, layer)?)).collect()
+    }
+
+    fn ranks(&self, model: &Model) -> Result<Vec<usize>> {
+        Ok(ranks_of(&self.spectra(model)?))
+    }
+
+    /// The median over the seeds of the rank of each layer of a dense arm.
+    fn median_ranks(&self, results: &Results, arm: &str) -> Result<Vec<usize>> {
+        let layer = |i| {
+            let ranks: Vec<usize> = results.ranks[arm].iter().map(|ranks| ranks[i]).collect();
+            median(&ranks).context("no seed")
+        };
+        (0..self.subject.layers.len()).map(layer).collect()
+    }
+
+    fn to_ranks(&self, ranks: &[usize]) -> lowrank::Settings {
+        let by_name = self.subject.layers.iter().cloned().zip(ranks.iter().copied());
+        let rule = lowrank::RankRule::by_name(by_name);
+        lowrank::Settings { rule, ..lowrank::Settings::default() }
+    }
+
+    /// The control at its own ranks, and both starts at the same ones, the latter fine-tuned.
+    fn decompose_all(&self, results: &mut Results) -> Result<()> {
+        let common = self.to_ranks(&results.common_ranks);
+        let own = self.to_ranks(&self.median_ranks(results, "control")?);
+        for (i, seed) in results.seeds.clone().into_iter().enumerate() {
+            let mut made = Vec::new();
+            for start in STARTS {
+                let name = format!("{start}-lowrank");
+                let (small, _) = self.pipeline.decompose(&name, &results.arms[start][i], seed, &common)?;
+                let recipe = self.subject.tuning(seed, &small.model);
+                let tuned = self.pipeline.fit(&format!("{start}-tuned"), &small.model, &recipe, None)?;
+                eprintln!("{start}, seed {seed}: low rank {:.2} %, tuned {:.2} %", small.top1, tuned.top1);
+                made.extend([(name, small), (format!("{start}-tuned"), tuned)]);
+            }
+            let (small, _) = self.pipeline.decompose(OWN, &results.arms["control"][i], seed, &own)?;
+            made.push((OWN.to_owned(), small));
+            for (arm, trained) in made {
+                results.arms.entry(arm).or_default().push(trained);
+            }
+        }
+        Ok(())
+    }
+
+    /// The arms of the report, in the order of the pipeline.
+    fn arms(&self, results: &Results) -> Result<Vec<Arm>> {
+        let small =
+            ["control-own-ranks", "control-lowrank", "force-l2-lowrank", "control-tuned", "force-l2-tuned"];
+        let names: Vec<&str> = DENSE.into_iter().chain(small).collect();
+        let mut latencies: BTreeMap<usize, Vec<Percentiles>> = BTreeMap::new();
+        for batch in BATCHES {
+            latencies.insert(batch, self.latencies(&names, results, batch)?);
+        }
+        let full_ranks: BTreeMap<String, usize> =
+            self.subject.layers.iter().cloned().zip(results.full_ranks.iter().copied()).collect();
+        let arm = |(i, name): (usize, &&str)| -> Result<Arm> {
+            let runs = &results.arms[*name];
+            let top1_by_seed = results.top1(name);
+            let cost = runs[0].model.cost();
+            let ranks = match *name {
+                OWN => self.median_ranks(results, "control")?,
+                name if DENSE.contains(&name) => self.median_ranks(results, name)?,
+                _ => results.common_ranks.clone(),
+            };
+            Ok(Arm {
+                name: (*name).into(),
+                parent: parent(name),
+                top1: Some(mean(&top1_by_seed)),
+                top1_interval: interval(&top1_by_seed),
+                top1_by_seed,
+                ranks: self.subject.layers.iter().cloned().zip(ranks).collect(),
+                full_ranks: full_ranks.clone(),
+                params: cost.params(),
+                macs: cost.macs(),
+                density: 1.0,
+                latency_us: latencies.iter().map(|(batch, l)| (*batch, l[i])).collect(),
+            })
+        };
+        names.iter().enumerate().map(arm).collect()
+    }
+
+    /// Of the first seed's networks, all in one interleaved run.
+    fn latencies(&self, names: &[&str], results: &Results, batch: usize) -> Result<Vec<Percentiles>> {
+        let options = self.pipeline.options;
+        let time = Duration::from_secs_f64(if options.quick { 0.3 } else { 10.0 });
+        let models: Vec<(&str, &Model)> = names.iter().map(|n| (*n, &results.arms[*n][0].model)).collect();
+        let hashes: Vec<&str> = names.iter().map(|n| results.arms[*n][0].hash.as_str()).collect();
+        let threads = options.thread_count();
+        let here = Machine::here(threads, cofilter_runtime::cpu_tier());
+        // Measured anew by every other build of the program.
+        let key = Key::new("latency", &hashes, &(batch, here, time.as_millis(), machine::commit()));
+        self.pipeline.store.value(&key, || timing::latencies(&models, batch, threads, time))
+    }
+
+    fn summary(&self, results: &Results) -> String {
+        let job = self.subject.continued(0, None);
+        format!(
+            "{} on CIFAR-10, from {}: {} iterations of batch {} without force (control), with L1-norm and L2-norm force on {} layers \
+             and with repulsion; control and L2 arm decomposed to the ranks of the L2 arm at {:.0} % energy and fine-tuned for {} \
+             iterations. {} seed(s).",
+            self.subject.title,
+            if self.subject.has_no_weights() { "a baseline trained here" } else { "trained weights" },
+            job.iterations,
+            job.batch,
+            self.subject.layers.len(),
+            100.0 * ENERGY,
+            self.subject.tuning_iterations(),
+            results.seeds.len(),
+        )
+    }
+
+    fn notes(&self, results: &Results, scale: &budget::Scale) -> Vec<String> {
+        let mut notes = vec![scale.note(&self.subject)];
+        for (name, (strength, within)) in &results.chosen {
+            let sought = format!(
+                "{name}: strength {strength:.3e}, the largest of those tried whose loss against the control is at most {} points on \
+                 the test set, first seed",
+                self.max_drop
+            );
+            notes.push(match within {
+                true => format!("{sought}."),
+                false => format!("{sought}: none was, and this is the least that was tried."),
+            });
+        }
+        notes.push(
+            "The strengths are chosen by accuracy on the same test set, so the price of a force is seen through its own choice; the \
+             strengths of the paper are unknown. Forces rise over a twentieth of the iterations, and are rolled back where a \
+             network diverges."
+                .into(),
+        );
+        notes.push(format!(
+            "Repulsion: the L2-norm force with {REPULSION} times its strength. The same start, the same number of iterations and the same \
+             order of images for all arms of a seed; seeds differ in order and augmentation{}.",
+            if self.subject.has_no_weights() { ", and in the baseline" } else { "" }
+        ));
+        notes.push(
+            "Accuracy is in percent of the whole test set, through the deployment runtime. Parameters, operations and latency are \
+             those of the first seed's networks; latencies are interleaved. Layers that would become larger and slower at their \
+             rank stay dense."
+                .into(),
+        );
+        if self.pipeline.options.quick {
+            notes.push("--quick: the path is whole, the figures mean nothing.".into());
+        }
+        notes.extend(self.pipeline.store.foreign());
+        notes
+    }
+}
+
+fn ranks_of(spectra: &[lowrank::Spectrum]) -> Vec<usize> {
+    spectra.iter().map(|spectrum| spectrum.rank_at_energy(ENERGY)).collect()
+}
+
+fn parent(name: &str) -> Option<String> {
+    match name.rsplit_once('-') {
+        _ if name == "baseline" => None,
+        _ if name == OWN => Some("control".into()),
+        Some((dense, "lowrank")) => Some(dense.into()),
+        Some((dense, "tuned")) => Some(format!("{dense}-lowrank")),
+        _ => Some("baseline".into()),
+    }
+}

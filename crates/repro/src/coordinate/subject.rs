@@ -1,0 +1,359 @@
+//! The two networks: where they begin, and how the authors train them (paper, sections 6.0 and 7).
+
+use crate::options::{Experiment, Options, root};
+use anyhow::{Result, bail, ensure};
+use cofilter_data::{Augment, Dataset, mean_image, preprocessing};
+use cofilter_force::Force;
+use cofilter_formats::{StateDict, caffe};
+use cofilter_graph::{Model, Preprocessing};
+use cofilter_train::{ForceRule, Multiplier, Multipliers, Recipe, Rollback, Schedule};
+use cofilter_zoo::{Config, Network};
+use serde::Serialize;
+
+/// A network with its published recipes.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    /// Of the experiment.
+    pub(super) name: &'static str,
+    /// For people.
+    pub(super) title: &'static str,
+    /// Where it begins: a file of trained weights, or nothing.
+    start: Option<Start>,
+    network: Network,
+    /// The convolutions whose ranks are looked at, and which are decomposed.
+    pub(super) layers: Vec<String>,
+    /// Groups of `layers` by depth, by index: which come early and which late.
+    pub(super) depths: Vec<std::ops::Range<usize>>,
+    solver: Solver,
+    /// The authors' ranks at 95 % energy, without and with force, where they are known.
+    pub(super) published: Option<[Vec<usize>; 2]>,
+    /// Where the search for a strength begins, L1 and L2.
+    pub(super) first_strengths: [f64; 2],
+    /// Points of accuracy that the force may cost in that search.
+    pub(super) max_drop: f64,
+    /// Times that the published schedules were shortened to.
+    pub(super) scale: f64,
+}
+
+#[derive(Clone, Debug)]
+enum Start {
+    /// A state dict of PyTorch.
+    Torch(&'static str),
+    /// A description and its snapshot.
+    Caffe(&'static str, &'static str),
+}
+
+/// What all recipes of a network share.
+#[derive(Clone, Debug, Serialize)]
+struct Solver {
+    batch: usize,
+    weight_decay: f64,
+    multipliers: Multipliers,
+    augment: Augment,
+    baseline: Job,
+    continued: Job,
+    tuning: Job,
+}
+
+/// A published schedule: `multistep` with factor 0.1.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Job {
+    /// Rate of the first iteration.
+    pub(super) rate: f64,
+    /// Iterations.
+    pub(super) iterations: u64,
+    /// Iterations of the drops.
+    pub(super) steps: [u64; 2],
+}
+
+/// Evaluations of a run.
+const EVALUATIONS: u64 = 10;
+/// Part of the iterations over which a force rises.
+const WARM_UP: u64 = 20;
+/// Fewest iterations of a run, however short the time.
+const FEWEST: u64 = 10;
+
+impl Subject {
+    /// The network of an experiment.
+    pub(super) fn new(options: &Options) -> Result<Self> {
+        match options.experiment {
+            Experiment::Convnet => Self::convnet(options.from_scratch),
+            Experiment::Resnet20 => Self::resnet20(options.from_scratch),
+            other => bail!("{}: no experiment of this kind", other.name()),
+        }
+    }
+
+    fn convnet(from_scratch: bool) -> Result<Self> {
+        let network = Network::by_name("convnet", &Config::default())?;
+        let multipliers = Multipliers {
+            biases: Multiplier::new(2.0, 1.0),
+            tensors: [
+                ("conv3.bias".to_owned(), Multiplier::new(1.0, 1.0)),
+                ("ip1.weight".to_owned(), Multiplier::new(1.0, 250.0)),
+                ("ip1.bias".to_owned(), Multiplier::new(2.0, 0.0)),
+            ]
+            .into(),
+            ..Multipliers::default()
+        };
+        Ok(Self {
+            name: "convnet",
+            title: "ConvNet",
+            start: (!from_scratch)
+                .then_some(Start::Caffe("cifar10_full.prototxt", "cifar10_full_iter_70000.v1.caffemodel")),
+            layers: network.force_layers.clone(),
+            depths: (0..network.force_layers.len()).map(|i| i..i + 1).collect(),
+            network,
+            solver: Solver {
+                batch: 100,
+                weight_decay: 0.004,
+                multipliers,
+                augment: Augment::default(),
+                baseline: Job { rate: 0.001, iterations: 240_000, steps: [120_000, 200_000] },
+                continued: Job { rate: 0.001, iterations: 240_000, steps: [200_000, 220_000] },
+                tuning: Job { rate: 0.001, iterations: 80_000, steps: [30_000, 60_000] },
+            },
+            published: None,
+            first_strengths: [8e-4, 5e-4],
+            max_drop: 0.0,
+            scale: 1.0,
+        })
+    }
+
+    fn resnet20(from_scratch: bool) -> Result<Self> {
+        let name = if from_scratch { "resnet20_projection" } else { "resnet20" };
+        let network = Network::by_name(name, &Config::default())?;
+        let layers: Vec<String> =
+            std::iter::once("conv1".to_owned()).chain(network.force_layers.iter().cloned()).collect();
+        let multipliers = if from_scratch { projection_multipliers() } else { Multipliers::default() };
+        let job = Job { rate: 0.1, iterations: 64_000, steps: [32_000, 48_000] };
+        Ok(Self {
+            name: "resnet20",
+            title: "ResNet-20",
+            start: (!from_scratch).then_some(Start::Torch("resnet20-12fca82f.th")),
+            depths: vec![0..1, 1..7, 7..13, 13..19],
+            layers,
+            network,
+            solver: Solver {
+                batch: 256,
+                weight_decay: 1e-4,
+                multipliers,
+                augment: Augment { padding: 4, mirror: true },
+                baseline: job.clone(),
+                continued: job.clone(),
+                tuning: Job { rate: 0.01, ..job },
+            },
+            published: Some([
+                vec![8, 13, 13, 14, 14, 14, 13, 23, 26, 27, 28, 28, 28, 47, 54, 56, 55, 56, 31],
+                vec![8, 9, 10, 10, 10, 9, 10, 8, 9, 9, 10, 9, 8, 2, 1, 1, 1, 1, 1],
+            ]),
+            first_strengths: [2e-4, 2e-4],
+            max_drop: 0.75,
+            scale: 1.0,
+        })
+    }
+
+    /// Whether the baseline is trained here.
+    pub(super) fn has_no_weights(&self) -> bool {
+        self.start.is_none()
+    }
+
+    /// Name of the network in artifacts.
+    pub(super) fn network(&self) -> &'static str {
+        match (self.name, self.has_no_weights()) {
+            ("resnet20", true) => "resnet20_projection",
+            (name, _) => name,
+        }
+    }
+
+    /// Images of an update.
+    pub(super) fn batch(&self) -> usize {
+        self.solver.batch
+    }
+
+    /// How images become inputs, with the mean image of these.
+    pub(super) fn preprocessing(&self, train: &Dataset) -> Preprocessing {
+        let of = match &self.start {
+            Some(Start::Torch(_)) => preprocessing::torchvision_cifar(),
+            Some(Start::Caffe(..)) | None => preprocessing::caffe_cifar(mean_image(train)),
+        };
+        Preprocessing { classes: train.classes().to_vec(), ..of }
+    }
+
+    /// The network that everything begins with: trained weights, or drawn ones.
+    pub(super) fn model(&self, options: &Options, seed: u64) -> Result<Model> {
+        let folder = options.weights.clone().unwrap_or_else(|| root().join("../shared/data/weights"));
+        let found = |path: std::path::PathBuf| {
+            ensure!(
+                path.is_file(),
+                "{}: no such file; say with --weights where the trained networks lie, or train one with --from-scratch",
+                path.display()
+            );
+            Ok(path)
+        };
+        match &self.start {
+            None => Ok(self.network.model(seed)?),
+            Some(Start::Torch(file)) => {
+                let graph = self.network.graph.clone();
+                Ok(StateDict::read(found(folder.join(file))?)?.into_model(self.name, graph)?)
+            }
+            Some(Start::Caffe(description, weights)) => {
+                let [description, weights] =
+                    [description, weights].map(|file| folder.join("caffe").join(file));
+                let imported = caffe::import(&found(description)?, &found(weights)?, None)?;
+                Ok(imported.model)
+            }
+        }
+    }
+
+    /// From nothing.
+    pub(super) fn baseline(&self, seed: u64) -> Recipe {
+        self.recipe(&self.solver.baseline, seed)
+    }
+
+    /// Trained further, with or without a force; a negative strength repels.
+    pub(super) fn continued(&self, seed: u64, force: Option<(Force, f64)>) -> Recipe {
+        let recipe = self.recipe(&self.solver.continued, seed);
+        let rule = |(force, strength)| ForceRule {
+            warm_up: recipe.iterations / WARM_UP,
+            rollback: Some(Rollback::default()),
+            ..ForceRule::new(force, strength, self.network.force_layers.clone())
+        };
+        let force = force.map(rule);
+        Recipe { force, spectra: self.layers.clone(), ..recipe }
+    }
+
+    /// Fine-tuning of a decomposed network: what was said of a bias holds for the same bias behind the basis.
+    pub(super) fn tuning(&self, seed: u64, small: &Model) -> Recipe {
+        let mut recipe = self.recipe(&self.solver.tuning, seed);
+        let rename = |(name, multiplier): (String, Multiplier)| match name.strip_suffix(".bias") {
+            Some(layer) if small.graph().find(layer).is_err() => (format!("{layer}_linear.bias"), multiplier),
+            _ => (name, multiplier),
+        };
+        let tensors = std::mem::take(&mut recipe.multipliers.tensors);
+        recipe.multipliers.tensors = tensors.into_iter().map(rename).collect();
+        recipe
+    }
+
+    /// Iterations of fine-tuning.
+    pub(super) fn tuning_iterations(&self) -> u64 {
+        self.scaled(&self.solver.tuning).iterations
+    }
+
+    fn recipe(&self, job: &Job, seed: u64) -> Recipe {
+        let Solver { batch, weight_decay, ref multipliers, augment, .. } = self.solver;
+        let Job { iterations, steps, .. } = self.scaled(job);
+        Recipe {
+            iterations,
+            batch,
+            seed,
+            learning_rate: job.rate,
+            schedule: Schedule::MultiStep { at: steps.into(), gamma: 0.1 },
+            momentum: 0.9,
+            weight_decay,
+            multipliers: multipliers.clone(),
+            augment,
+            evaluate_every: (iterations / EVALUATIONS).max(1),
+            checkpoint_every: (iterations / 40).clamp(5, 500),
+            ..Recipe::default()
+        }
+    }
+
+    /// A schedule at the scale of this run.
+    pub(super) fn scaled(&self, job: &Job) -> Job {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "iterations are far below 2^52"
+        )]
+        let scaled = |n: u64| (n as f64 * self.scale).round() as u64;
+        let iterations = scaled(job.iterations).max(FEWEST);
+        let [first, second] = job.steps.map(|step| scaled(step).max(1));
+        Job { iterations, steps: [first, second.max(first + 1)], ..job.clone() }
+    }
+
+    /// Name and schedule of each kind of run, as published.
+    pub(super) fn jobs(&self) -> [(&'static str, &Job); 3] {
+        let Solver { baseline, continued, tuning, .. } = &self.solver;
+        [("baseline", baseline), ("continued", continued), ("fine-tuning", tuning)]
+    }
+}
+
+/// Biases and the shifts of batch normalisations learn twice as fast, and of these only the first convolution's decays.
+fn projection_multipliers() -> Multipliers {
+    let tensors = [("conv1.bias".to_owned(), Multiplier::new(2.0, 1.0))].into();
+    Multipliers { biases: Multiplier::new(2.0, 0.0), tensors, ..Multipliers::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofilter_lowrank as lowrank;
+
+    fn subject(of: Subject, scale: f64) -> Subject {
+        Subject { scale, ..of }
+    }
+
+    /// The solver table of the paper's authors (paper.md 6.0): batch, rate, decay, iterations and steps.
+    #[test]
+    fn at_full_length_the_recipes_are_the_published_ones() {
+        let steps = |recipe: &Recipe| match &recipe.schedule {
+            Schedule::MultiStep { at, gamma } if (*gamma - 0.1).abs() < 1e-12 => at.clone(),
+            other => panic!("{other:?}"),
+        };
+        let convnet = Subject::convnet(false).unwrap();
+        let resnet = Subject::resnet20(true).unwrap();
+        let table = [
+            (convnet.baseline(1), 100, 0.001, 0.004, 240_000, [120_000, 200_000]),
+            (convnet.continued(1, None), 100, 0.001, 0.004, 240_000, [200_000, 220_000]),
+            (resnet.baseline(1), 256, 0.1, 1e-4, 64_000, [32_000, 48_000]),
+            (resnet.continued(1, None), 256, 0.1, 1e-4, 64_000, [32_000, 48_000]),
+        ];
+        for (recipe, batch, rate, decay, iterations, at) in table {
+            assert_eq!((recipe.batch, recipe.iterations), (batch, iterations));
+            assert_eq!((recipe.learning_rate, recipe.weight_decay, recipe.momentum), (rate, decay, 0.9));
+            assert_eq!(steps(&recipe), at);
+        }
+        // Neither the first convolution nor the shortcuts feel it; the ranks of 19 layers are known.
+        let forced = resnet.continued(1, Some((Force::L2, 1e-4)));
+        let forced: Vec<String> = forced.force.unwrap().multipliers.into_keys().collect();
+        assert!(forced.len() == 18 && forced.iter().all(|name| name.starts_with("res_grp")), "{forced:?}");
+        assert!(!forced.iter().any(|name| name.ends_with("downsampling")));
+        assert_eq!((resnet.layers.len(), resnet.depths[3].end), (19, 19));
+    }
+
+    #[test]
+    fn iterations_and_steps_are_shortened_together() {
+        let short = subject(Subject::resnet20(false).unwrap(), 0.01);
+        let job = short.scaled(short.jobs()[1].1);
+        assert_eq!((job.iterations, job.steps), (640, [320, 480]));
+        let shortest = subject(short, 0.0).continued(1, Some((Force::L1, 1e-3)));
+        assert_eq!((shortest.iterations, shortest.evaluate_every), (FEWEST, 1));
+        let graph = Subject::resnet20(false).unwrap().network.graph;
+        shortest.check(&graph).unwrap();
+    }
+
+    #[test]
+    fn recipes_fit_the_networks_before_and_after_decomposition() {
+        for of in [
+            Subject::convnet(false).unwrap(),
+            Subject::convnet(true).unwrap(),
+            Subject::resnet20(false).unwrap(),
+            Subject::resnet20(true).unwrap(),
+        ] {
+            let model = of.network.model(1).unwrap();
+            of.baseline(1).check(model.graph()).unwrap();
+            of.continued(1, Some((Force::L2, -1e-4))).check(model.graph()).unwrap();
+            let rule = lowrank::RankRule::by_name([(of.layers[1].clone(), 3)]);
+            let settings = lowrank::Settings { rule, ..lowrank::Settings::default() };
+            let (small, _) = lowrank::decompose(&model, &settings).unwrap();
+            of.tuning(1, &small).check(small.graph()).unwrap();
+        }
+        let convnet = Subject::convnet(false).unwrap();
+        let rule = lowrank::RankRule::by_name([("conv3", 3)]);
+        let settings = lowrank::Settings { rule, ..lowrank::Settings::default() };
+        let (small, _) = lowrank::decompose(&convnet.network.model(1).unwrap(), &settings).unwrap();
+        let names: Vec<String> = convnet.tuning(1, &small).multipliers.tensors.into_keys().collect();
+        assert_eq!(names, ["conv3_linear.bias", "ip1.bias", "ip1.weight"]);
+    }
+}
