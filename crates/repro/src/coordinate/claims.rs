@@ -75,8 +75,8 @@ impl Context<'_> {
             let claim = self.claim("accuracy-price", statement, &lost);
             return Claim { paper: Some(0.75), tolerance: Some(PRICE), holds: claim.ours <= PRICE, ..claim };
         }
-        let statement = "L2-norm force: before decomposition it costs no top-1 against the control (points lost; what the seeds cannot tell \
-                         from 0 counts as 0)";
+        let statement = "L2-norm force: before decomposition it costs no top-1 against the control (points lost; what the seeds cannot \
+                         tell from 0 counts as 0)";
         let claim = self.claim("accuracy-price", statement.into(), &lost);
         let holds = claim.interval.map_or(claim.ours, |[low, _]| low) <= 0.0;
         Claim { holds, ..claim }
@@ -114,8 +114,8 @@ impl Context<'_> {
 
     fn force_init(&self) -> Claim {
         let gains = self.results.gains("force-l2-tuned", "control-tuned");
-        let statement = "decomposed to the same ranks and fine-tuned alike, the network trained with force is at least as accurate as the control \
-                         (points of top-1; paper: AlexNet)";
+        let statement = "decomposed to the same ranks and fine-tuned alike, the network trained with force is at least as accurate as \
+                         the control (points of top-1; paper: AlexNet)";
         let claim = self.claim("force-init", statement.into(), &gains);
         Claim { paper: Some(0.41), holds: claim.ours >= 0.0, ..claim }
     }
@@ -128,8 +128,8 @@ impl Context<'_> {
         let theory = |small: &Arm| dense.macs as f64 / small.macs as f64;
         let (ours, control) = (times(force)?, times(own)?);
         let statement = format!(
-            "batch {batch}: the decomposed force arm is faster than the dense network (theory {:.2}; the control at its own ranks: {control:.2}, \
-             theory {:.2})",
+            "batch {batch}: the decomposed force arm is faster than the dense network (theory {:.2}; the control at its own ranks: \
+             {control:.2}, theory {:.2})",
             theory(force),
             theory(own)
         );

@@ -53,8 +53,8 @@ fn ranks(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Figure {
     Figure {
         id: "ranks".into(),
         title: format!("Rank of each convolution at {:.0} % energy", 100.0 * ENERGY),
-        caption: "Least number of basis filters that keep that share of the squared singular values; median over the seeds. All arms but the \
-                  baseline had the same number of further iterations."
+        caption: "Least number of basis filters that keep that share of the squared singular values; median over the seeds. All arms but \
+                  the baseline had the same number of further iterations."
             .into(),
         x_label: "layer".into(),
         y_label: "rank".into(),
@@ -85,7 +85,8 @@ fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
     Ok(Figure {
         id: "sweep".into(),
         title: "Rank ratio against error over the strength of the force".into(),
-        caption: "Mean over the layers of rank over full rank at 95 % energy, before decomposition; one point a strength, first seed.".into(),
+        caption: "Mean over the layers of rank over full rank at 95 % energy, before decomposition; one point a strength, first \
+                  seed.".into(),
         x_label: "rank ratio".into(),
         y_label: "top-1 error, %".into(),
         plot: Plot::Points { series },
@@ -178,8 +179,8 @@ fn sweep_table(study: &Study<'_>, results: &Results) -> Table {
     };
     Table {
         title: "Strengths that were tried".into(),
-        caption: "First seed, before decomposition; in the order of the search. At the end: the strength after rolling back, where the network \
-                  diverged."
+        caption: "First seed, before decomposition; in the order of the search. At the end: the strength after rolling back, where the \
+                  network diverged."
             .into(),
         columns: ["arm", "strength", "at the end", "top-1 %", "error %", "ranks", "rank ratio"].map(String::from).into(),
         rows: results.tried.iter().map(row).collect(),
