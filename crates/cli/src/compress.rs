@@ -226,11 +226,12 @@ impl Args {
                 Stage::Target(of) => {
                     let images = images(&now, of.images).with_context(fail)?;
                     let calibration = calibration(&images, self.threads);
-                    let (result, report, found) =
+                    let plan =
                         decompose::reach(&now, &of.survey, of.speedup, &calibration).with_context(fail)?;
-                    eprintln!("stage {number}, {name}:\n{}\n{found}", decompose::text(&report));
-                    speed = Some(found);
-                    result
+                    eprintln!("stage {number}, {name}:\n{}", decompose::text(&plan.report));
+                    plan.reached.iter().for_each(|found| eprintln!("{found}"));
+                    speed = plan.reached;
+                    plan.artifact
                 }
                 Stage::BatchNorm(of) => {
                     let images = images(&now, of.images).with_context(fail)?;

@@ -250,7 +250,7 @@ impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
         let target = Target::of(&self.out, false)?;
         let source = self.source.open()?;
-        let Plan { artifact, report, reached } =
+        let Plan { artifact, report, reached, .. } =
             plan(&source, &self.source.model, &self.choice, &self.sight)?;
         // The small network is another one, and the file is to hold just that.
         let (_, verdict) = target.write(&artifact, &artifact.model, &self.out, Some(&Limits::default()))?;
@@ -270,6 +270,8 @@ pub(crate) struct Plan {
     pub(crate) report: Report,
     /// Where a speedup was asked for.
     pub(crate) reached: Option<Speed>,
+    /// What was measured for it.
+    pub(crate) survey: Option<Survey>,
 }
 
 /// Decomposes the network of this file.
@@ -290,12 +292,11 @@ pub(crate) fn plan(source: &Artifact, path: &Path, choice: &Choice, sight: &Sigh
     match (choice.rule.target_speedup, &calibration) {
         (Some(speedup), Some(calibration)) => {
             let survey = choice.survey(*batch, *threads)?;
-            let (artifact, report, reached) = reach(source, &survey, speedup, calibration)?;
-            Ok(Plan { artifact, report, reached: Some(reached) })
+            reach(source, &survey, speedup, calibration)
         }
         _ => {
             let (artifact, report) = apply(source, &settings, calibration.as_ref())?;
-            Ok(Plan { artifact, report, reached: None })
+            Ok(Plan { artifact, report, reached: None, survey: None })
         }
     }
 }
@@ -390,7 +391,7 @@ pub(crate) fn reach(
     survey: &SurveySettings,
     speedup: f64,
     calibration: &Calibration<'_>,
-) -> Result<(Artifact, Report, Speed)> {
+) -> Result<Plan> {
     let dense: Model = recompose(&source.model)?;
     let mut surveyed = Survey::measure(&dense, survey, calibration)?;
     let selection = surveyed.reach(&dense, speedup, SECONDS)?.selection;
@@ -403,7 +404,7 @@ pub(crate) fn reach(
     if let Some(recipe) = &mut artifact.provenance.recipe {
         recipe["speed"] = serde_json::to_value(&speed)?;
     }
-    Ok((artifact, report, speed))
+    Ok(Plan { artifact, report, reached: Some(speed), survey: Some(surveyed) })
 }
 
 /// Of each measurement of a whole network.

@@ -2,10 +2,10 @@
 
 use crate::decompose::{self, Choice, Plan, Sight, Speed};
 use crate::output::{Output, ToText as _};
-use crate::rank_report::{ReportArgs, ranks};
+use crate::rank_report::{Contents, ReportArgs, ranks};
 use crate::source::Source;
 use anyhow::{Context as _, Result, ensure};
-use cofilter_lowrank::{Analysis, analyse, evbmf_rank};
+use cofilter_lowrank::{Analysis, analyse, evbmf_rank, figures};
 use serde::Serialize;
 
 #[derive(clap::Args)]
@@ -74,8 +74,10 @@ impl Args {
         let hints: Vec<usize> = layers.iter().map(|layer| layer.evbmf_rank).collect();
         let mut tables = vec![ranks(&source.model, &energies, &analyses, &hints)];
         let mut text = tables[0].to_text();
-        let (plan, reached) =
-            plan.map_or((None, None), |Plan { report, reached, .. }| (Some(report), reached));
+        let (plan, reached, survey) = plan.map_or((None, None, None), |of| {
+            let Plan { report, reached, survey, .. } = of;
+            (Some(report), reached, survey)
+        });
         if let Some(plan) = &plan {
             tables.push(decompose::table_of(plan));
             text +=
@@ -84,7 +86,9 @@ impl Args {
         if let Some(reached) = &reached {
             text += &format!("{reached}\n");
         }
-        self.report.write(&self.source.model, &source.model, &energies, &analyses, tables)?;
+        let measured = survey.as_ref().map(figures::survey).into_iter().flatten().collect();
+        let page = Contents { energies: &energies, layers: &analyses, tables, measured };
+        self.report.write(&self.source.model, &source.model, page)?;
         let report = Report { energies, layers, plan, reached };
         Output::new(text, &report)
     }

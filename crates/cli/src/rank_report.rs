@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use cofilter_graph::{Model, write_atomically};
 use cofilter_lowrank::{Analysis, LayerKind, figures, projection, similarity};
-use cofilter_report::{Page, Table, free_id, write_svgs};
+use cofilter_report::{Figure, Page, Table, free_id, write_svgs};
 use std::path::{Path, PathBuf};
 
 /// Layers whose curves share a figure.
@@ -42,18 +42,20 @@ fn target(text: &str) -> Result<Target, String> {
     }
 }
 
+/// What is known of the network.
+pub(crate) struct Contents<'a> {
+    pub(crate) energies: &'a [f64],
+    pub(crate) layers: &'a [&'a Analysis],
+    pub(crate) tables: Vec<Table>,
+    /// Figures of a survey, where a speedup was asked for.
+    pub(crate) measured: Vec<Figure>,
+}
+
 impl ReportArgs {
     /// Writes what was asked for, if anything was.
-    pub(crate) fn write(
-        &self,
-        name: &Path,
-        model: &Model,
-        energies: &[f64],
-        layers: &[&Analysis],
-        tables: Vec<Table>,
-    ) -> Result<()> {
+    pub(crate) fn write(&self, name: &Path, model: &Model, contents: Contents<'_>) -> Result<()> {
         let Some(target) = &self.report else { return Ok(()) };
-        let page = self.page(name, model, energies, layers, tables)?;
+        let page = self.page(name, model, contents)?;
         let json = || Ok::<_, anyhow::Error>(serde_json::to_string_pretty(&page)? + "\n");
         let write = |path: &Path, bytes: &[u8]| Ok::<_, anyhow::Error>(write_atomically(path, bytes)?);
         match target {
@@ -68,14 +70,8 @@ impl ReportArgs {
         }
     }
 
-    fn page(
-        &self,
-        name: &Path,
-        model: &Model,
-        energies: &[f64],
-        layers: &[&Analysis],
-        tables: Vec<Table>,
-    ) -> Result<Page> {
+    fn page(&self, name: &Path, model: &Model, contents: Contents<'_>) -> Result<Page> {
+        let Contents { energies, layers, tables, measured } = contents;
         let macs = macs(model, layers);
         let mut all = vec![figures::rank_ratios(layers, energies)];
         for draw in [figures::energy_curves, figures::spectra] {
@@ -100,6 +96,7 @@ impl ReportArgs {
                 all.push(figure);
             }
         }
+        all.extend(measured);
         let cost = model.cost();
         Ok(Page {
             title: format!("Ranks of {}", name.file_name().unwrap_or(name.as_os_str()).display()),

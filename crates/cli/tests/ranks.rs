@@ -178,6 +178,20 @@ fn a_speedup_is_reached_or_said_to_be_out_of_reach() {
         let small = Artifact::load(&folder.join("fast.safetensors")).unwrap().model;
         assert!(small.cost().macs() < report["before"]["macs"].as_u64().unwrap() as usize);
     }
+    let wish = ["rank", "lenet.safetensors", "--target-speedup", "1.02", "--data", "digits"];
+    let report = ["--images", "32", "--threads", "1", "--report", "survey.json"];
+    let output = cofilter(folder, &[wish.as_slice(), &report].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("out of reach") {
+        println!("skipped: 1.02 times is out of reach here");
+    } else {
+        let text = std::fs::read_to_string(folder.join("survey.json"))
+            .unwrap_or_else(|error| panic!("{error}: {errors}"));
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let ids: Vec<&str> =
+            page["figures"].as_array().unwrap().iter().map(|figure| figure["id"].as_str().unwrap()).collect();
+        assert!(ids.ends_with(&["sensitivity", "sensitivity-ranks", "trade"]), "{ids:?}");
+    }
     let (errors, code) = failure(folder, &args("1000", "never.safetensors"));
     assert!(errors.contains("1000.000 times as fast is out of reach"), "{errors}");
     assert!(code == 1 && !folder.join("never.safetensors").exists());

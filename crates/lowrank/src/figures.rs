@@ -1,4 +1,8 @@
-//! Figures of spectra, ranks and filters, for reports.
+//! Figures of spectra, ranks, filters and surveys, for reports.
+
+mod survey;
+
+pub use survey::survey;
 
 use crate::{Analysis, Plane, Projection, Similarity, Spectrum};
 use cofilter_report::{BarSeries, Figure, LineSeries, Plot};

@@ -94,6 +94,9 @@ pub(super) struct Staged {
     /// Training images that are looked at; 0: by the weights alone.
     #[serde(default = "usual_images")]
     images: usize,
+    /// Training images for new statistics of batch normalisations after each; 0: none. By outputs they are what they should be.
+    #[serde(default)]
+    batch_norm: usize,
     /// How the network is trained after each.
     finetune: cofilter_train::Recipe,
 }
@@ -106,7 +109,10 @@ impl Staged {
                 0 => Stage::Decompose(settings),
                 images => Stage::DecomposeCalibrated(Calibrated { settings, images }),
             };
-            [decompose, Stage::Finetune(Box::new(self.finetune.clone()))]
+            let restate =
+                (self.batch_norm > 0).then_some(Stage::BatchNorm(Images { images: self.batch_norm }));
+            let finetune = Stage::Finetune(Box::new(self.finetune.clone()));
+            std::iter::once(decompose).chain(restate).chain([finetune])
         })
     }
 }
@@ -381,5 +387,45 @@ impl Recipe {
             tracing::warn!("the last stage decomposes: fine-tuning after it would recover accuracy");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(recipe: &Recipe) -> Vec<&'static str> {
+        recipe.stages.iter().map(Stage::name).collect()
+    }
+
+    #[test]
+    fn a_staged_stage_stands_for_a_pair_a_rule_with_new_statistics_if_asked_for() {
+        let text = "stage = 'staged'\nrules = ['full', { energy = 0.5 }]\nfinetune = {}\n";
+        let stages = |more: &str| {
+            let Ok(Stage::Staged(of)) = toml::from_str::<Stage>(&format!("{text}{more}")) else {
+                panic!("{more}")
+            };
+            of.stages().map(|stage| stage.name()).collect::<Vec<_>>()
+        };
+        let pair = ["decompose_calibrated", "finetune"];
+        assert_eq!(stages(""), [pair, pair].concat());
+        let three = ["decompose", "batch_norm", "finetune"];
+        assert_eq!(stages("images = 0\nbatch_norm = 64"), [three, three].concat());
+    }
+
+    /// Those that come with the repository.
+    #[test]
+    fn shipped_recipes_are_understood() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/recipes");
+        let mut found = 0;
+        for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{error}")) {
+            let path = entry.unwrap_or_else(|error| panic!("{error}")).path();
+            let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));
+            let recipe: Recipe =
+                toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(!names(&recipe).is_empty());
+            found += 1;
+        }
+        assert!(found >= 2, "{found} recipes");
     }
 }

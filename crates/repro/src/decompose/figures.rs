@@ -1,15 +1,10 @@
 use super::{Results, ranks_text};
 use crate::report::{Figure, LineSeries, Plot, Table};
 use anyhow::{Context as _, Result};
-use cofilter_lowrank::target::{Survey, Way};
-use cofilter_lowrank::{
-    Analysis, LayerKind, Method, Rank, RankRule, analyse, figures, projection, similarity,
-};
+use cofilter_lowrank::{Analysis, LayerKind, RankRule, analyse, figures, projection, similarity};
 
 /// Shares of the energy at which the ranks of all layers are shown.
 const ENERGIES: [f64; 3] = [0.95, 0.9, 0.8];
-/// Layers whose sensitivity is a line.
-const LINES: usize = 8;
 /// Clusters of the filters that are drawn in a plane, as on the paper's poster.
 const CLUSTERS: usize = 4;
 
@@ -37,34 +32,9 @@ pub(super) fn all(results: &Results, network: &str) -> Result<Vec<Figure>> {
             ],
         },
     };
-    let layers = &results.survey.layers;
-    #[expect(clippy::cast_precision_loss, reason = "a few layers and ranks")]
-    let sensitivity = Figure {
-        id: "sensitivity".into(),
-        title: format!("{network}: what taking one layer apart does to the outputs"),
-        caption: "Each point is a layer at its least measured rank across filters: the mean Kullback-Leibler divergence of the class \
-                  probabilities, with that layer alone taken apart."
-            .into(),
-        x_label: "layer, in order".into(),
-        y_label: "divergence, nats".into(),
-        plot: Plot::Points {
-            series: Method::ALL
-                .into_iter()
-                .filter_map(|method| {
-                    let points: Vec<[f64; 2]> = layers
-                        .iter()
-                        .enumerate()
-                        .filter_map(|(i, layer)| {
-                            let way = layer.ways.iter().find(|way| way.method == method)?;
-                            Some([i as f64, way.divergence])
-                        })
-                        .collect();
-                    (!points.is_empty()).then(|| series(method.name(), &points))
-                })
-                .collect(),
-        },
-    };
-    let mut all = vec![pareto, sensitivity, sensitivity_over_ranks(&results.survey, network)];
+    let titled = |figure: Figure| Figure { title: format!("{network}: {}", figure.title), ..figure };
+    let mut all = vec![pareto];
+    all.extend(figures::survey(&results.survey).map(titled));
     for dense in results.arms.iter().filter(|named| named.parent.is_none()) {
         let layers = analyse(&dense.model, ENERGIES[0])?;
         let name = &dense.name;
@@ -96,38 +66,6 @@ fn representative(layers: &[Analysis]) -> Vec<&Analysis> {
     let ends = [convolutions.first(), convolutions.last()].into_iter().flatten().copied();
     let chosen: Vec<&str> = ends.chain(stages).map(|layer| layer.name.as_str()).collect();
     convolutions.into_iter().filter(|layer| chosen.contains(&layer.name.as_str())).collect()
-}
-
-/// Divergences of some layers over the ranks at which they were measured.
-#[expect(clippy::cast_precision_loss, reason = "ranks")]
-fn sensitivity_over_ranks(survey: &Survey, network: &str) -> Figure {
-    // Divergences fall by orders of magnitude.
-    let point = |way: &Way| match way.rank {
-        Rank::One(rank) if way.measured && way.divergence > 0.0 && way.divergence.is_finite() => {
-            Some([rank as f64, way.divergence.log10()])
-        }
-        _ => None,
-    };
-    let mut lines: Vec<LineSeries> = Vec::new();
-    for layer in &survey.layers {
-        let across = layer.ways.iter().filter(|way| way.method == Method::Pca);
-        let points: Vec<[f64; 2]> = across.filter_map(point).collect();
-        if points.len() > 1 {
-            lines.push(LineSeries { name: layer.name.clone(), points });
-        }
-    }
-    // Evenly over the depth of the network.
-    let step = lines.len().div_ceil(LINES).max(1);
-    Figure {
-        id: "sensitivity-ranks".into(),
-        title: format!("{network}: what a layer's rank does to the outputs"),
-        caption: "Decimal logarithm of the mean Kullback-Leibler divergence of the class probabilities in nats, with one layer alone taken \
-                  apart across filters. Some of the layers for which several ranks were measured."
-            .into(),
-        x_label: "basis filters".into(),
-        y_label: "log10 of the divergence".into(),
-        plot: Plot::Lines { series: lines.into_iter().step_by(step).collect() },
-    }
 }
 
 pub(super) fn tables(results: &Results, network: &str) -> Vec<Table> {
@@ -207,7 +145,6 @@ pub(super) fn tables(results: &Results, network: &str) -> Vec<Table> {
 mod tests {
     use super::*;
     use cofilter_graph::Model;
-    use cofilter_lowrank::target::LayerSurvey;
 
     #[test]
     fn a_point_is_dominated_by_one_that_is_nowhere_worse_and_somewhere_better() {
@@ -225,39 +162,5 @@ mod tests {
         let names: Vec<&str> = representative(&layers).iter().map(|layer| layer.name.as_str()).collect();
         assert_eq!(names, ["conv1", "layer1.1.conv1", "layer2.1.conv2", "layer3.1.conv2", "layer3.2.conv2"]);
         assert!(representative(&[]).is_empty());
-    }
-
-    #[test]
-    fn sensitivity_has_a_line_for_some_layers_of_several_measured_ranks() {
-        let way = |method, rank, divergence, measured| Way {
-            method,
-            rank: Rank::One(rank),
-            us: 1.0,
-            divergence,
-            measured,
-        };
-        let layer = |i: usize| LayerSurvey {
-            name: format!("conv{i}"),
-            dense_us: 1.0,
-            ways: vec![
-                way(Method::Pca, 16, 0.1, true),
-                way(Method::Pca, 24, 0.05, false),
-                way(Method::Pca, 32, if i == 1 { 0.0 } else { 0.001 }, true),
-                way(Method::Spatial, 16, 0.5, true),
-            ],
-        };
-        let survey = Survey {
-            settings: Default::default(),
-            images: 1,
-            whole_us: 1.0,
-            layers: (0..20).map(layer).collect(),
-            correction: 1.0,
-            gains: vec![],
-        };
-        let Plot::Lines { series } = sensitivity_over_ranks(&survey, "net").plot else { panic!("lines") };
-        assert_eq!(series.iter().map(|s| s.name.as_str()).collect::<Vec<_>>()[..2], ["conv0", "conv4"]);
-        assert!(series.len() <= LINES);
-        assert_eq!(series[0].points.iter().map(|p| p[0]).collect::<Vec<_>>(), [16.0, 32.0]);
-        assert!((series[0].points[1][1] + 3.0).abs() < 1e-12);
     }
 }

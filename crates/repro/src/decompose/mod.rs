@@ -467,6 +467,15 @@ impl<'a> Context<'a> {
             let near = asked.measured.is_some_and(|measured| (measured / asked.speedup - 1.0).abs() <= NEAR);
             let ours = asked.measured.unwrap_or(asked.most);
             claims.push(claim(&id, statement, ours, Some(NEAR), near));
+            if let (Some(reached), Some(measured)) = (&asked.reached, asked.measured) {
+                let off = measured / reached.selection.predicted_speedup - 1.0;
+                let statement = format!(
+                    "{}, batch {}, {} times: what was expected by the times of layers and what was measured agree within 5 % (ours: \
+                     measured over expected, less 1)",
+                    self.settings.timed, asked.batch, asked.speedup
+                );
+                claims.push(claim(&format!("{id}-expected"), statement, off, Some(NEAR), off.abs() <= NEAR));
+            }
         }
         let dominated = figures::dominated(&results.energy_rule, &results.front);
         let statement = format!(
