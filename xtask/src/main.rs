@@ -24,6 +24,7 @@ cargo xtask COMMAND
                                     target/interop (or those of another Python)
   tidy                              line budgets, fixture hashes, and what no compiler checks
   fixtures [--write]                check (or rewrite) fixtures/SHA256SUMS
+  results                           write docs/results.md from the reports under docs/runs
   data [FOLDER]                     tell what data sets lie in FOLDER (../shared/data if left out), and check them
 ";
 
@@ -47,6 +48,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         ("reproduce", _) => reproduce::reproduce(rest),
         ("bench", _) => reproduce::bench(rest),
         ("data", _) => reproduce::data(rest),
+        ("results", []) => reproduce::results(),
         ("test", _) => ci::test(rest),
         ("ci", []) => ci::ci(true),
         ("ci", ["--without-tests"]) => ci::ci(false),

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod options;
 mod pipeline;
 pub mod report;
+pub mod results;
 pub mod speed;
 pub mod stage;
 pub mod statistics;

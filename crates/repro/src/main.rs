@@ -1,6 +1,6 @@
 //! `cofilter-repro`: runs an experiment of the paper, or tells what data lies in a folder.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use cofilter_repro::bench::Bench;
 use cofilter_repro::options::{Experiment, Options, root};
@@ -31,6 +31,8 @@ enum Command {
     /// Measure speed: of layers, of networks, against other engines
     #[command(display_name = "cargo xtask bench", subcommand)]
     Bench(Bench),
+    /// Write `docs/results.md` from the reports under `docs/runs`
+    Results,
     /// Tell what data sets lie in a folder, and check them
     Data {
         /// The folder [default: ../shared/data]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Reproduce(options) => run(&options),
         Command::Bench(bench) => cofilter_repro::bench::run(&bench),
+        Command::Results => cofilter_repro::results::write(&root().join("docs")),
         Command::Data { folder } => data(&folder.unwrap_or_else(|| root().join("../shared/data"))),
     };
     match result {
@@ -88,6 +91,11 @@ fn run(options: &Options) -> Result<()> {
         Experiment::Speed => speed::run(options)?,
     };
     print_report(&report);
+    if options.keep {
+        let docs = root().join("docs");
+        report.write(&docs.join("runs").join(folder.file_name().context("--keep: --out has no name")?))?;
+        cofilter_repro::results::write(&docs)?;
+    }
     println!("\nreport: {}", folder.join("report.html").display());
     Ok(())
 }

@@ -83,10 +83,10 @@ pub struct Options {
     #[arg(long)]
     pub sweep: bool,
     /// Time for all runs of convnet or resnet20, as in `90m`: the published schedules are shortened to it [default: 2h]
-    #[arg(long, value_name = "TIME", conflicts_with = "full")]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["full", "quick"])]
     pub budget: Option<humantime::Duration>,
     /// The published schedules of convnet or resnet20, which take days
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quick")]
     pub full: bool,
     /// Train the baseline of convnet or resnet20 too, instead of taking trained weights
     #[arg(long)]
@@ -94,9 +94,12 @@ pub struct Options {
     /// Most points of top-1 accuracy that the force may cost convnet or resnet20 where its strength is chosen [default: 0, 0.75]
     #[arg(long, value_name = "POINTS")]
     pub max_drop: Option<f64>,
-    /// Strengths of each force that are tried for it
-    #[arg(long, default_value_t = 6)]
-    pub tries: usize,
+    /// Strengths of each force that are tried for it [default: 6, with --quick 2]
+    #[arg(long)]
+    pub tries: Option<usize>,
+    /// Keep the report under docs/runs too, by the name of the folder of --out, and write docs/results.md anew
+    #[arg(long, conflicts_with = "quick")]
+    pub keep: bool,
     /// Set by SIGINT and SIGTERM.
     #[arg(skip)]
     pub stop: Arc<AtomicBool>,
@@ -119,12 +122,15 @@ impl Options {
             ("--full", self.full),
             ("--from-scratch", self.from_scratch),
             ("--max-drop", self.max_drop.is_some()),
+            ("--tries", self.tries.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given && !coordinated) {
             bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
         }
         ensure!(!self.sweep || self.experiment == Experiment::Lenet, "--sweep: an option of lenet alone");
-        ensure!((1..=50).contains(&self.tries), "--tries {}: expected 1 to 50", self.tries);
+        if let Some(tries) = self.tries {
+            ensure!((1..=50).contains(&tries), "--tries {tries}: expected 1 to 50");
+        }
         ensure!(self.max_drop.is_none_or(f64::is_finite), "--max-drop: expected a number");
         if let Some(budget) = self.budget {
             ensure!(budget.as_secs() >= 60, "--budget {budget}: at least a minute is needed");

@@ -181,9 +181,17 @@ fn coordination_of_filters_runs_on_a_folder_of_images() {
     let [control, force] = ["control-tuned", "force-l2-tuned"].map(|name| report.arm(name).unwrap());
     assert_eq!((control.macs, &control.ranks), (force.macs, &force.ranks), "the same ranks");
     let ids: Vec<&str> = report.claims.iter().map(|claim| claim.id.as_str()).collect();
-    let speedups = ["speedup"; 3];
-    let expected = ["rank-ratio", "accuracy-price", "late-layers", "force-init"];
-    assert_eq!(ids, [expected.as_slice(), &speedups, &["repulsion"]].concat());
+    let l2 = ["rank-ratio", "accuracy-price", "late-layers"];
+    let l1 = ["rank-ratio-l1", "accuracy-price-l1", "late-layers-l1"];
+    let rest = ["force-init", "speedup", "speedup", "speedup", "repulsion"];
+    assert_eq!(ids, [l2.as_slice(), &l1, &rest].concat());
+    assert!(
+        report
+            .claims
+            .iter()
+            .filter(|c| c.id != "accuracy-price" && c.id != "accuracy-price-l1")
+            .all(|c| c.interval.is_some())
+    );
     for id in
         ["ranks", "sweep", "rank-ratio", "fine-tuning", "spectra-force-l2", "projection-baseline", "speed"]
     {

@@ -41,14 +41,12 @@ pub enum Error {
     },
     /// A network with a force forgot what it knew.
     #[error(
-        "iteration {iteration}: the mean loss {loss:.3} of the last {iterations} iterations is no better than guessing \
-         ({guessing:.3}); the force is too strong"
+        "iteration {iteration}: the mean loss {loss:.3} of the last iterations is no better than guessing ({guessing:.3}); the force is \
+         too strong"
     )]
     Forgotten {
         /// Iterations done.
         iteration: u64,
-        /// Iterations of the mean.
-        iterations: u64,
         /// Mean cross entropy of the main head.
         loss: f64,
         /// Logarithm of the number of classes.

@@ -29,7 +29,7 @@ pub struct Fit<'a> {
     /// Folder of `checkpoint.safetensors` and `history.jsonl`, made if missing. A checkpoint of the same run in it is
     /// resumed, bit for bit; one of another run is an error.
     pub folder: Option<&'a Path>,
-    /// When it becomes true, the run ends after the iteration, with a checkpoint.
+    /// When it becomes true, the run ends after the iteration, with a checkpoint; one with [`Rollback`] ends at its last one.
     pub stop: Option<&'a AtomicBool>,
     /// 0 or 1 for each number: where 0, weight and momentum stay exactly 0.
     pub masks: Option<&'a Params<Array>>,
@@ -63,9 +63,9 @@ pub enum Outcome {
     Finished(Trained),
     /// It was asked to stop.
     Stopped {
-        /// Iterations done.
+        /// Iterations that it goes on after.
         iteration: u64,
-        /// Where it goes on from; `None` without a folder: what was learnt is lost.
+        /// Where it goes on from; `None` where there is no checkpoint yet, or no folder: what was learnt is lost.
         checkpoint: Option<PathBuf>,
     },
 }

@@ -238,7 +238,14 @@ impl Recipe {
         if self.clip.is_some() && !self.spectra.is_empty() {
             return bad("spectra: clipped layers change, they have no spectra to follow".into());
         }
-        self.force.as_ref().map_or(Ok(()), |force| force.check(graph, self.checkpoint_every))
+        let Some(force) = &self.force else { return Ok(()) };
+        if force.rollback.is_some() && self.distillation.is_some() {
+            return bad(
+                "force: rollback looks at the loss of the labels alone, it does not go with distillation"
+                    .into(),
+            );
+        }
+        force.check(graph, self.checkpoint_every)
     }
 
     /// Learning rate of an iteration, counted from 0.

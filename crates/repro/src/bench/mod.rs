@@ -65,7 +65,7 @@ pub struct Options {
     /// Write the cells to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write the tables under `docs` (`results.md`, `runs/speed`) instead of `target/bench`
+    /// Write the tables under `docs` (`runs/speed`) instead of `target/bench`
     #[arg(long)]
     write: bool,
     /// Forget the cells of earlier runs of this commit

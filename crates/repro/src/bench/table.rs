@@ -157,7 +157,7 @@ fn markdown(report: &Report, with_peers: bool) -> String {
 
 /// Writes the tables, and the cells as JSON where asked for.
 pub(super) fn write(report: &Report, options: &Options, with_peers: bool) -> Result<()> {
-    publish(options, "results.md", &markdown(report, with_peers), report)
+    publish(options, "runs/speed/networks.md", &markdown(report, with_peers), report)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-use super::{BATCHES, Results, Study};
+use super::{BATCHES, Results, Study, rank_ratio};
 use crate::report::{Arm, Claim};
 use crate::statistics::{interval, mean};
+use anyhow::Result;
+use std::ops::Range;
 
 /// Rank ratio at 95 % energy that ResNet-20 is to reach; the paper's is 0.31.
 const RATIO: f64 = 0.4;
@@ -9,13 +11,20 @@ const PRICE: f64 = 1.0;
 /// Share of the first layers' rank ratio that the last ones may have.
 const LATE: f64 = 0.5;
 
-pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Vec<Claim> {
+pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Claim>> {
     let context = Context { study, results, command: study.pipeline.options.command() };
-    let mut claims = vec![context.rank_ratio(), context.accuracy_price(), context.late_layers()];
+    let mut claims = Vec::new();
+    for (arm, norm, suffix) in [("force-l2", "L2", ""), ("force-l1", "L1", "-l1")] {
+        claims.push(context.rank_ratio(arm, norm, suffix));
+        claims.push(context.accuracy_price(arm, norm, suffix));
+        claims.push(context.late_layers(arm, norm, suffix));
+    }
     claims.push(context.force_init());
-    claims.extend(BATCHES.iter().filter_map(|batch| context.speedup(arms, *batch)));
+    for batch in BATCHES {
+        claims.extend(context.speedup(arms, batch)?);
+    }
     claims.push(context.repulsion());
-    claims
+    Ok(claims)
 }
 
 struct Context<'a> {
@@ -38,102 +47,110 @@ impl Context<'_> {
         }
     }
 
-    /// Whether the paper tells figures of this network.
-    fn published(&self) -> Option<[f64; 2]> {
-        let full = &self.results.full_ranks;
-        self.study.subject.published.as_ref().map(|both| both.each_ref().map(|r| super::rank_ratio(r, full)))
+    /// The paper's ranks, without and with L2-norm force, where the arm is of that force and the paper tells them.
+    fn published(&self, arm: &str) -> Option<&[Vec<usize>; 2]> {
+        self.study.subject.published.as_ref().filter(|_| arm == "force-l2")
     }
 
-    fn rank_ratio(&self) -> Claim {
+    fn rank_ratio(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
+        let id = format!("rank-ratio{suffix}");
         let all = 0..self.results.full_ranks.len();
-        if let Some([_, paper]) = self.published() {
-            let ours = self.results.rank_ratios("force-l2", all.clone());
+        if self.study.subject.published.is_some() {
+            let paper = self.published(arm).map(|[_, force]| rank_ratio(force, &self.results.full_ranks));
+            let ours = self.results.rank_ratios(arm, all.clone());
             let control = mean(&self.results.rank_ratios("control", all));
             let statement = format!(
-                "L2-norm force: the mean rank ratio at 95 % energy is at most {RATIO} (control: {control:.2})"
+                "{norm}-norm force: the mean rank ratio at 95 % energy is at most {RATIO} (control: {control:.2})"
             );
-            let claim = self.claim("rank-ratio", statement, &ours);
-            return Claim { paper: Some(paper), tolerance: Some(RATIO), holds: claim.ours <= RATIO, ..claim };
+            let claim = self.claim(&id, statement, &ours);
+            return Claim { paper, tolerance: Some(RATIO), holds: claim.ours <= RATIO, ..claim };
         }
-        let late = 1..self.results.full_ranks.len();
-        let pairs = self.results.ranks["force-l2"].iter().zip(&self.results.ranks["control"]);
+        let late = 1..all.end;
+        let pairs = self.results.ranks[arm].iter().zip(&self.results.ranks["control"]);
         let below = pairs.clone().all(|(force, control)| late.clone().all(|i| force[i] < control[i]));
-        let ratios: Vec<f64> = pairs
-            .map(|(force, control)| super::rank_ratio(&force[late.clone()], &control[late.clone()]))
-            .collect();
-        let statement = "L2-norm force: the rank of every convolution but the first at 95 % energy is below the control's, for every seed \
-                         (ours: mean of force over control)";
-        Claim { holds: below, ..self.claim("rank-ratio", statement.into(), &ratios) }
+        let ratios: Vec<f64> =
+            pairs.map(|(force, control)| left(force, control, &self.results.full_ranks, &late)).collect();
+        let statement = format!(
+            "{norm}-norm force: the rank of every convolution but the first at 95 % energy is below the control's, for every seed (ours: \
+             mean rank ratio over the control's)"
+        );
+        Claim { holds: below, ..self.claim(&id, statement, &ratios) }
     }
 
-    fn accuracy_price(&self) -> Claim {
-        let lost = self.results.gains("control", "force-l2");
-        if self.study.subject.published.is_some() {
-            let statement = format!(
-                "L2-norm force: before decomposition it costs at most {PRICE} points of top-1 against the control"
-            );
-            let claim = self.claim("accuracy-price", statement, &lost);
-            return Claim { paper: Some(0.75), tolerance: Some(PRICE), holds: claim.ours <= PRICE, ..claim };
-        }
-        let statement = "L2-norm force: before decomposition it costs no top-1 against the control (points lost; what the seeds cannot \
-                         tell from 0 counts as 0)";
-        let claim = self.claim("accuracy-price", statement.into(), &lost);
-        let holds = claim.interval.map_or(claim.ours, |[low, _]| low) <= 0.0;
-        Claim { holds, ..claim }
+    fn accuracy_price(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
+        let mut lost = self.results.gains("control", arm);
+        let which = match lost.len() {
+            1 => "; the seed is the one that the strength was chosen by",
+            _ => {
+                lost.remove(0);
+                "; without the seed that the strength was chosen by"
+            }
+        };
+        let (most, paper) = match self.study.subject.published {
+            Some(_) => (PRICE, (arm == "force-l2").then_some(0.75)),
+            None => (0.0, None),
+        };
+        let against = if paper.is_some() { "; the paper's points are against its baseline" } else { "" };
+        let statement = format!(
+            "{norm}-norm force: before decomposition it costs at most {most} points of top-1 against the control{which}{against}"
+        );
+        let claim = self.claim(&format!("accuracy-price{suffix}"), statement, &lost);
+        Claim { paper, tolerance: Some(most), holds: claim.ours <= most, ..claim }
     }
 
     /// The collapse is where the paper's is.
-    fn late_layers(&self) -> Claim {
+    fn late_layers(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
         let depths = &self.study.subject.depths;
-        let (late, early) = (depths[depths.len() - 1].clone(), depths[usize::from(depths.len() > 3)].clone());
-        let share = |arm: &str, layers: std::ops::Range<usize>| -> Vec<f64> {
-            let [force, control] = [arm, "control"].map(|arm| self.results.rank_ratios(arm, layers.clone()));
-            force.iter().zip(&control).map(|(force, control)| force / control).collect()
+        let (late, early) = (&depths[depths.len() - 1], &depths[usize::from(depths.len() > 3)]);
+        let full = &self.results.full_ranks;
+        let quotient = |force: &[usize], control: &[usize]| {
+            left(force, control, full, late) / left(force, control, full, early)
         };
-        let [late_shares, early_shares] = [&late, &early].map(|layers| share("force-l2", layers.clone()));
-        let ours: Vec<f64> =
-            late_shares.iter().zip(&early_shares).map(|(late, early)| late / early).collect();
+        let pairs = self.results.ranks[arm].iter().zip(&self.results.ranks["control"]);
+        let ours: Vec<f64> = pairs.map(|(force, control)| quotient(force, control)).collect();
         let layers = &self.study.subject.layers;
-        let name = |of: &std::ops::Range<usize>| match of.len() {
+        let name = |of: &Range<usize>| match of.len() {
             1 => layers[of.start].clone(),
             _ => format!("{} to {}", layers[of.start], layers[of.end - 1]),
         };
         let statement = format!(
-            "L2-norm force: what is left of the control's rank in {} is at most {LATE} of what is left of it in {} (ours: the quotient)",
-            name(&late),
-            name(&early)
+            "{norm}-norm force: what is left of the control's rank in {} is at most {LATE} of what is left of it in {} (ours: \
+             the quotient)",
+            name(late),
+            name(early)
         );
-        let paper = self.study.subject.published.as_ref().map(|[control, force]| {
-            let left =
-                |of: &std::ops::Range<usize>| super::rank_ratio(&force[of.clone()], &control[of.clone()]);
-            left(&late) / left(&early)
-        });
-        let claim = self.claim("late-layers", statement, &ours);
+        let paper = self.published(arm).map(|[control, force]| quotient(force, control));
+        let claim = self.claim(&format!("late-layers{suffix}"), statement, &ours);
         Claim { paper, tolerance: Some(LATE), holds: claim.ours <= LATE, ..claim }
     }
 
     fn force_init(&self) -> Claim {
         let gains = self.results.gains("force-l2-tuned", "control-tuned");
-        let statement = "decomposed to the same ranks and fine-tuned alike, the network trained with force is at least as accurate as \
-                         the control (points of top-1; paper: AlexNet)";
+        let statement = "decomposed to the same ranks and fine-tuned alike, the network trained with force is at least as accurate as the \
+                         control (points of top-1; paper: AlexNet)";
         let claim = self.claim("force-init", statement.into(), &gains);
         Claim { paper: Some(0.41), holds: claim.ours >= 0.0, ..claim }
     }
 
-    fn speedup(&self, arms: &[Arm], batch: usize) -> Option<Claim> {
-        let arm = |name: &str| arms.iter().find(|a| a.name == name);
-        let (dense, own, force) = (arm("control")?, arm(super::OWN)?, arm("force-l2-tuned")?);
-        let times = |small: &Arm| Some(dense.latency_us.get(&batch)?.p50 / small.latency_us.get(&batch)?.p50);
+    fn speedup(&self, arms: &[Arm], batch: usize) -> Result<Option<Claim>> {
+        let [own, force] = self.study.speedups(self.results, batch)?;
+        let macs = |name: &str| arms.iter().find(|a| a.name == name).map(|a| a.macs);
+        let (Some(dense), Some(own_macs), Some(force_macs)) =
+            (macs("control"), macs(super::OWN), macs("force-l2-tuned"))
+        else {
+            return Ok(None);
+        };
         #[expect(clippy::cast_precision_loss, reason = "operations are far below 2^53")]
-        let theory = |small: &Arm| dense.macs as f64 / small.macs as f64;
-        let (ours, control) = (times(force)?, times(own)?);
+        let theory = |small: usize| dense as f64 / small as f64;
         let statement = format!(
-            "batch {batch}: the decomposed force arm is faster than the dense network (theory {:.2}; the control at its own ranks: \
-             {control:.2}, theory {:.2})",
-            theory(force),
-            theory(own)
+            "batch {batch}: the decomposed force arm is faster than the dense network (theory {:.2}; the control at its own ranks: {:.2}, \
+             theory {:.2})",
+            theory(force_macs),
+            mean(&own),
+            theory(own_macs)
         );
-        Some(Claim { holds: ours > 1.0, ..self.claim("speedup", statement, &[ours]) })
+        let claim = self.claim("speedup", statement, &force);
+        Ok(Some(Claim { holds: claim.interval.map_or(claim.ours, |[low, _]| low) > 1.0, ..claim }))
     }
 
     fn repulsion(&self) -> Claim {
@@ -142,5 +159,24 @@ impl Context<'_> {
         let claim = self.claim("repulsion", statement.into(), &gains);
         let holds = claim.interval.map_or(claim.ours, |[low, _]| low) > 0.0;
         Claim { holds, ..claim }
+    }
+}
+
+/// Mean rank ratio of some layers over that of the control.
+fn left(force: &[usize], control: &[usize], full: &[usize], layers: &Range<usize>) -> f64 {
+    let [force, control] =
+        [force, control].map(|ranks| rank_ratio(&ranks[layers.clone()], &full[layers.clone()]));
+    force / control
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_a_quotient_of_mean_rank_ratios() {
+        // (2/4 + 3/8) / 2 over (4/4 + 6/8) / 2.
+        let found = left(&[9, 2, 3], &[9, 4, 6], &[9, 4, 8], &(1..3));
+        assert!((found - 0.4375 / 0.875).abs() < 1e-12, "{found}");
     }
 }

@@ -7,6 +7,7 @@ use cofilter_lowrank::Spectrum;
 
 pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Figure>> {
     let mut all = vec![ranks(study, results, arms), sweep(study, results)?, ratios(study, results)];
+    all.push(errors(results));
     let tuned = STARTS.map(|start| (start, results.arms[&format!("{start}-tuned")].as_slice()));
     all.push(figures::fine_tuning(&tuned));
     let layer = study.subject.layers[study.subject.layers.len() - 2].as_str();
@@ -24,8 +25,8 @@ pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<
     Ok(all)
 }
 
-pub(super) fn tables(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Vec<Table> {
-    vec![layers_table(study, arms), sweep_table(study, results), strengths_table(study, results)]
+pub(super) fn tables(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Table>> {
+    Ok(vec![layers_table(study, arms), sweep_table(study, results)?, seeds_table(study, results)])
 }
 
 /// The paper's Fig. 5.
@@ -62,18 +63,16 @@ fn ranks(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Figure {
     }
 }
 
-/// Rank ratio of one of the networks that were tried.
-fn ratio(study: &Study<'_>, results: &Results, of: &Tried) -> Result<f64> {
-    Ok(rank_ratio(&study.ranks(&of.trained.model)?, &results.full_ranks))
-}
-
 /// The shape of the paper's Fig. 6.
 fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
     let mut series = Vec::new();
     for force in ["force-l1", "force-l2"] {
         let mut points = Vec::new();
         for of in results.tried.iter().filter(|of| of.force == force) {
-            points.push([ratio(study, results, of)?, 100.0 - of.trained.top1]);
+            if let Some(trained) = &of.trained {
+                let ratio = rank_ratio(&study.ranks(&trained.model)?, &results.full_ranks);
+                points.push([ratio, 100.0 - trained.top1]);
+            }
         }
         series.push(LineSeries { name: force.into(), points });
     }
@@ -91,6 +90,22 @@ fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
         y_label: "top-1 error, %".into(),
         plot: Plot::Points { series },
     })
+}
+
+/// Error of each dense arm and seed.
+fn errors(results: &Results) -> Figure {
+    let series = results.seeds.iter().enumerate().map(|(i, seed)| BarSeries {
+        name: format!("seed {seed}"),
+        values: DENSE.iter().map(|arm| Some(100.0 - results.arms[*arm][i].top1)).collect(),
+    });
+    Figure {
+        id: "errors".into(),
+        title: "Error before decomposition: control, forces and repulsion".into(),
+        caption: "Top-1 error on the test set.".into(),
+        x_label: "arm".into(),
+        y_label: "top-1 error, %".into(),
+        plot: Plot::Bars { categories: DENSE.map(String::from).into(), series: series.collect() },
+    }
 }
 
 /// How ranks fall while training.
@@ -162,38 +177,49 @@ fn layers_table(study: &Study<'_>, arms: &[Arm]) -> Table {
     }
 }
 
-fn sweep_table(study: &Study<'_>, results: &Results) -> Table {
-    let row = |of: &Tried| {
-        let ranks = study.ranks(&of.trained.model).unwrap_or_default();
-        let last = of.trained.curve.last().and_then(|point| point.force_strength).unwrap_or(of.strength);
+fn sweep_table(study: &Study<'_>, results: &Results) -> Result<Table> {
+    let row = |of: &Tried| -> Result<Vec<String>> {
         let chosen = results.chosen.get(of.force).is_some_and(|(strength, _)| *strength == of.strength);
-        vec![
+        let mut row = vec![
             format!("{}{}", of.force, if chosen { ", chosen" } else { "" }),
             format!("{:.3e}", of.strength),
-            format!("{last:.3e}"),
-            format!("{:.2}", of.trained.top1),
-            format!("{:.2}", 100.0 - of.trained.top1),
+        ];
+        let Some(trained) = &of.trained else {
+            row.push("diverged".into());
+            row.extend(std::iter::repeat_n("–".to_owned(), 4));
+            return Ok(row);
+        };
+        let ranks = study.ranks(&trained.model)?;
+        row.extend([
+            format!("{:.3e}", super::last_strength(trained).unwrap_or(of.strength)),
+            format!("{:.2}", trained.top1),
+            format!("{:.2}", 100.0 - trained.top1),
             ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             format!("{:.3}", rank_ratio(&ranks, &results.full_ranks)),
-        ]
+        ]);
+        Ok(row)
     };
-    Table {
+    Ok(Table {
         title: "Strengths that were tried".into(),
         caption: "First seed, before decomposition; in the order of the search. At the end: the strength after rolling back, where the \
                   network diverged."
             .into(),
-        columns: ["arm", "strength", "at the end", "top-1 %", "error %", "ranks", "rank ratio"].map(String::from).into(),
-        rows: results.tried.iter().map(row).collect(),
-    }
+        columns: ["arm", "strength", "at the end", "top-1 %", "error %", "ranks", "rank ratio"]
+            .map(String::from)
+            .into(),
+        rows: results.tried.iter().map(row).collect::<Result<_>>()?,
+    })
 }
 
 /// Each dense arm over the seeds.
-fn strengths_table(study: &Study<'_>, results: &Results) -> Table {
+fn seeds_table(study: &Study<'_>, results: &Results) -> Table {
     let list = |values: &[f64], digits: usize| {
         values.iter().map(|v| format!("{v:.digits$}")).collect::<Vec<_>>().join(" ")
     };
     let row = |arm: &&str| {
         let mut row = vec![(*arm).to_owned(), list(&results.top1(arm), 2)];
+        let strengths = results.arms[*arm].iter().filter_map(super::last_strength);
+        row.push(strengths.map(|strength| format!("{strength:.2e}")).collect::<Vec<_>>().join(" "));
         row.extend(
             study.subject.depths.iter().map(|depth| list(&results.rank_ratios(arm, depth.clone()), 3)),
         );
@@ -204,7 +230,7 @@ fn strengths_table(study: &Study<'_>, results: &Results) -> Table {
         1 => study.subject.layers[of.start].clone(),
         _ => format!("layers {} to {}", of.start + 1, of.end),
     };
-    let mut columns = vec!["arm".to_owned(), "top-1 %".to_owned()];
+    let mut columns = ["arm", "top-1 %", "strength at the end"].map(String::from).to_vec();
     columns.extend(study.subject.depths.iter().map(depth));
     columns.push("all layers".into());
     Table {

@@ -22,7 +22,6 @@ use cofilter_data::Split;
 use cofilter_force::Force;
 use cofilter_graph::Model;
 use cofilter_lowrank as lowrank;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use subject::Subject;
@@ -44,7 +43,13 @@ const OWN: &str = "control-own-ranks";
 struct Tried {
     force: &'static str,
     strength: f64,
-    trained: Trained,
+    /// Nothing where it diverged however far it was rolled back.
+    trained: Option<Trained>,
+}
+
+/// Strength of the force at the end of a training.
+fn last_strength(trained: &Trained) -> Option<f64> {
+    trained.curve.last().and_then(|point| point.force_strength)
 }
 
 /// What all stages gave.
@@ -106,7 +111,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let network = subject.network();
     let pipeline = Pipeline { options, network, data: &split, preprocessing: &preprocessing, store: &store };
-    let tries = if options.quick { 2 } else { options.tries };
+    let tries = options.tries.unwrap_or(if options.quick { 2 } else { 6 });
     let scale = budget::scale(&pipeline, &subject, tries)?;
     subject.scale = scale.of_published;
     let max_drop = options.max_drop.unwrap_or(subject.max_drop);
@@ -126,9 +131,9 @@ pub fn run(options: &Options) -> Result<Report> {
             test_images: split.test.len(),
             sha256: split.train.sha256().to_owned(),
         }),
-        claims: claims::all(&study, &results, &arms),
+        claims: claims::all(&study, &results, &arms)?,
         figures: figures::all(&study, &results, &arms)?,
-        tables: figures::tables(&study, &results, &arms),
+        tables: figures::tables(&study, &results, &arms)?,
         arms,
         notes: study.notes(&results, &scale),
     };
@@ -160,8 +165,8 @@ fn open_data(options: &Options) -> Result<Split> {
         split.train.classes().join(", ")
     );
     if options.quick {
-        split.train = split.train.subset(0..split.train.len().min(1_000));
-        split.test = split.test.subset(0..split.test.len().min(100));
+        split.train = split.train.spread(1_000);
+        split.test = split.test.spread(100);
     }
     Ok(split)
 }
@@ -236,20 +241,33 @@ impl Study<'_> {
         Ok(trained)
     }
 
-    /// The largest strength of each force whose loss against the control is within the limit.
+    /// The largest strength of each force whose loss against the control is within the limit. One that has to be rolled back is beyond.
     fn search(&self, results: &mut Results, seed: u64, baseline: &Model, control: f64) -> Result<()> {
         let forces = [("force-l1", Force::L1), ("force-l2", Force::L2)];
-        for ((name, force), first) in forces.into_iter().zip(self.subject.first_strengths) {
-            let tried = RefCell::new(Vec::new());
+        for ((name, force), first) in forces.into_iter().zip(self.subject.first_strengths()) {
+            let mut tried = Vec::new();
             let largest = search::largest(first, self.max_drop, self.tries, |strength| {
-                let trained = self.continued(name, seed, baseline, Some((force, strength)))?;
-                let drop = control - trained.top1;
-                tried.borrow_mut().push(Tried { force: name, strength, trained });
+                let trained = match self.continued(name, seed, baseline, Some((force, strength))) {
+                    Ok(trained) => Some(trained),
+                    Err(error) if diverged(&error) => {
+                        eprintln!("{name}, seed {seed}, strength {strength:.3e}: {error:#}");
+                        None
+                    }
+                    Err(error) => return Err(error),
+                };
+                let held = trained.as_ref().filter(|of| last_strength(of) == Some(strength));
+                let drop = held.map_or(f64::INFINITY, |of| control - of.top1);
+                tried.push(Tried { force: name, strength, trained });
                 Ok(drop)
             })?;
-            let tried = tried.into_inner();
-            let least = tried.iter().map(|of| of.strength).fold(f64::INFINITY, f64::min);
-            results.chosen.insert(name, (largest.unwrap_or(least), largest.is_some()));
+            let trained = tried.iter().filter(|of| of.trained.is_some()).map(|of| of.strength);
+            let least = trained.fold(f64::INFINITY, f64::min);
+            let strength = largest.unwrap_or(least);
+            ensure!(
+                strength.is_finite(),
+                "{name}: every strength that was tried diverged; more of them are tried with --tries"
+            );
+            results.chosen.insert(name, (strength, largest.is_some()));
             results.tried.extend(tried);
         }
         Ok(())
@@ -272,16 +290,23 @@ impl Study<'_> {
         (0..self.subject.layers.len()).map(layer).collect()
     }
 
-    fn to_ranks(&self, ranks: &[usize]) -> lowrank::Settings {
-        let by_name = self.subject.layers.iter().cloned().zip(ranks.iter().copied());
+    /// These ranks; layers whose pair would cost as much as they do stay dense.
+    fn to_ranks(&self, ranks: &[usize]) -> Result<lowrank::Settings> {
+        let layers = self.subject.layers.iter().zip(ranks);
+        let mut by_name = Vec::new();
+        for (layer, rank) in layers {
+            if self.subject.is_cheaper(layer, *rank)? {
+                by_name.push((layer.clone(), *rank));
+            }
+        }
         let rule = lowrank::RankRule::by_name(by_name);
-        lowrank::Settings { rule, ..lowrank::Settings::default() }
+        Ok(lowrank::Settings { rule, ..lowrank::Settings::default() })
     }
 
     /// The control at its own ranks, and both starts at the same ones, the latter fine-tuned.
     fn decompose_all(&self, results: &mut Results) -> Result<()> {
-        let common = self.to_ranks(&results.common_ranks);
-        let own = self.to_ranks(&self.median_ranks(results, "control")?);
+        let common = self.to_ranks(&results.common_ranks)?;
+        let own = self.to_ranks(&self.median_ranks(results, "control")?)?;
         for (i, seed) in results.seeds.clone().into_iter().enumerate() {
             let mut made = Vec::new();
             for start in STARTS {
@@ -308,7 +333,7 @@ impl Study<'_> {
         let names: Vec<&str> = DENSE.into_iter().chain(small).collect();
         let mut latencies: BTreeMap<usize, Vec<Percentiles>> = BTreeMap::new();
         for batch in BATCHES {
-            latencies.insert(batch, self.latencies(&names, results, batch)?);
+            latencies.insert(batch, self.latencies(&names, results, batch, 0)?);
         }
         let full_ranks: BTreeMap<String, usize> =
             self.subject.layers.iter().cloned().zip(results.full_ranks.iter().copied()).collect();
@@ -325,7 +350,9 @@ impl Study<'_> {
                 name: (*name).into(),
                 parent: parent(name),
                 top1: Some(mean(&top1_by_seed)),
-                top1_interval: interval(&top1_by_seed),
+                // Trained weights are the same network for all seeds.
+                top1_interval: interval(&top1_by_seed)
+                    .filter(|_| *name != "baseline" || self.subject.has_no_weights()),
                 top1_by_seed,
                 ranks: self.subject.layers.iter().cloned().zip(ranks).collect(),
                 full_ranks: full_ranks.clone(),
@@ -338,12 +365,18 @@ impl Study<'_> {
         names.iter().enumerate().map(arm).collect()
     }
 
-    /// Of the first seed's networks, all in one interleaved run.
-    fn latencies(&self, names: &[&str], results: &Results, batch: usize) -> Result<Vec<Percentiles>> {
+    /// Of the networks of a seed, all in one interleaved run.
+    fn latencies(
+        &self,
+        names: &[&str],
+        results: &Results,
+        batch: usize,
+        seed: usize,
+    ) -> Result<Vec<Percentiles>> {
         let options = self.pipeline.options;
-        let time = Duration::from_secs_f64(if options.quick { 0.3 } else { 10.0 });
-        let models: Vec<(&str, &Model)> = names.iter().map(|n| (*n, &results.arms[*n][0].model)).collect();
-        let hashes: Vec<&str> = names.iter().map(|n| results.arms[*n][0].hash.as_str()).collect();
+        let time = Duration::from_secs_f64(if options.quick { 0.1 } else { 10.0 });
+        let models: Vec<(&str, &Model)> = names.iter().map(|n| (*n, &results.arms[*n][seed].model)).collect();
+        let hashes: Vec<&str> = names.iter().map(|n| results.arms[*n][seed].hash.as_str()).collect();
         let threads = options.thread_count();
         let here = Machine::here(threads, cofilter_runtime::cpu_tier());
         // Measured anew by every other build of the program.
@@ -351,17 +384,29 @@ impl Study<'_> {
         self.pipeline.store.value(&key, || timing::latencies(&models, batch, threads, time))
     }
 
+    /// Times as fast as the control, of the control at its own ranks and of the decomposed force arm, for each seed.
+    fn speedups(&self, results: &Results, batch: usize) -> Result<[Vec<f64>; 2]> {
+        let mut both = [Vec::new(), Vec::new()];
+        for seed in 0..results.seeds.len() {
+            let times = self.latencies(&["control", OWN, "force-l2-tuned"], results, batch, seed)?;
+            both.iter_mut().zip(&times[1..]).for_each(|(of, small)| of.push(times[0].p50 / small.p50));
+        }
+        Ok(both)
+    }
+
     fn summary(&self, results: &Results) -> String {
-        let job = self.subject.continued(0, None);
+        let job = self.subject.continued(0, Some((Force::L2, 0.0)));
+        let forced = job.force.as_ref().map_or(0, |force| force.multipliers.len());
         format!(
-            "{} on CIFAR-10, from {}: {} iterations of batch {} without force (control), with L1-norm and L2-norm force on {} layers \
+            "{} on {}, from {}: {} iterations of batch {} without force (control), with L1-norm and L2-norm force on {} layers \
              and with repulsion; control and L2 arm decomposed to the ranks of the L2 arm at {:.0} % energy and fine-tuned for {} \
              iterations. {} seed(s).",
             self.subject.title,
+            self.pipeline.data.train.name(),
             if self.subject.has_no_weights() { "a baseline trained here" } else { "trained weights" },
             job.iterations,
             job.batch,
-            self.subject.layers.len(),
+            forced,
             100.0 * ENERGY,
             self.subject.tuning_iterations(),
             results.seeds.len(),
@@ -370,32 +415,34 @@ impl Study<'_> {
 
     fn notes(&self, results: &Results, scale: &budget::Scale) -> Vec<String> {
         let mut notes = vec![scale.note(&self.subject)];
+        notes.extend(self.subject.deviations());
         for (name, (strength, within)) in &results.chosen {
-            let sought = format!(
-                "{name}: strength {strength:.3e}, the largest of those tried whose loss against the control is at most {} points on \
-                 the test set, first seed",
-                self.max_drop
-            );
+            let limit = format!("whose loss against the control is at most {} points", self.max_drop);
             notes.push(match within {
-                true => format!("{sought}."),
-                false => format!("{sought}: none was, and this is the least that was tried."),
+                true => format!(
+                    "{name}: strength {strength:.3e}, the largest of those tried {limit} on the test set and that had not to be \
+                     rolled back, first seed."
+                ),
+                false => format!(
+                    "{name}: strength {strength:.3e}, the least of those tried: there was none {limit} on the test set, first seed."
+                ),
             });
         }
         notes.push(
-            "The strengths are chosen by accuracy on the same test set, so the price of a force is seen through its own choice; the \
-             strengths of the paper are unknown. Forces rise over a twentieth of the iterations, and are rolled back where a \
-             network diverges."
+            "The strengths are chosen by the first seed's accuracy on the same test set, so that seed is left out of `accuracy-price` \
+             where there are others; the strengths of the paper are unknown. Forces rise over a twentieth of the iterations, and are \
+             rolled back where a network diverges."
                 .into(),
         );
         notes.push(format!(
             "Repulsion: the L2-norm force with {REPULSION} times its strength. The same start, the same number of iterations and the same \
-             order of images for all arms of a seed; seeds differ in order and augmentation{}.",
-            if self.subject.has_no_weights() { ", and in the baseline" } else { "" }
+             order of images for all arms of a seed; seeds differ in {}.",
+            self.subject.what_seeds_vary()
         ));
         notes.push(
-            "Accuracy is in percent of the whole test set, through the deployment runtime. Parameters, operations and latency are \
-             those of the first seed's networks; latencies are interleaved. Layers that would become larger and slower at their \
-             rank stay dense."
+            "Accuracy is in percent of the whole test set, through the deployment runtime. Parameters, operations and latencies of the \
+             arms are those of the first seed's networks; latencies are interleaved, those of a speedup seed by seed. Layers whose \
+             pair would have as many operations as they have stay dense, in all decompositions."
                 .into(),
         );
         if self.pipeline.options.quick {
@@ -404,6 +451,12 @@ impl Study<'_> {
         notes.extend(self.pipeline.store.foreign());
         notes
     }
+}
+
+/// Whether a training failed because a number was not finite or the network forgot what it knew.
+fn diverged(error: &anyhow::Error) -> bool {
+    use cofilter_train::Error;
+    matches!(error.downcast_ref(), Some(Error::Diverged { .. } | Error::Forgotten { .. }))
 }
 
 fn ranks_of(spectra: &[lowrank::Spectrum]) -> Vec<usize> {

@@ -81,16 +81,18 @@ fn a_network_forgets_only_what_it_knew() {
     let mut fresh = Memory::default();
     close(&mut fresh, 0, [2.31, 2.30]).unwrap();
     close(&mut fresh, 2, [2.31, 2.31]).unwrap();
-    assert!(close(&mut fresh.clone(), 4, [2.31, 50.0]).is_err());
+    assert!(close(&mut fresh.clone(), 4, [2.31, 500.0]).is_err());
     assert!(!fresh.learnt);
     close(&mut fresh, 4, [2.0, 2.1]).unwrap();
     assert!(fresh.learnt);
-    let error = close(&mut fresh, 6, [2.2, 2.5]).unwrap_err();
-    let Error::Forgotten { iteration: 8, iterations: 2, loss, guessing } = error else { panic!("{error}") };
-    assert!((loss - 2.35).abs() < 1e-12 && (guessing - 10f64.ln()).abs() < 1e-12);
-    // One that was trained before shows it in its very first loss.
+    let error = close(&mut fresh, 6, [2.31, 2.51]).unwrap_err();
+    let Error::Forgotten { iteration: 8, loss, guessing } = error else { panic!("{error}") };
+    assert!((loss - (0.95 * 2.31 + 0.05 * 2.51)).abs() < 1e-12 && (guessing - 10f64.ln()).abs() < 1e-12);
+    // One that was trained before shows it in its very first loss, and only the end of an interval counts.
     let mut trained = Memory::default();
-    assert!(close(&mut trained, 0, [0.3, 5.0]).is_err());
+    (0..50).for_each(|i| trained.add(&step(i, 0.5), 10));
+    (50..150).for_each(|i| trained.add(&step(i, 2.4), 10));
+    assert!(trained.close(150, 10).is_err());
 }
 
 #[test]
@@ -119,6 +121,13 @@ fn bad_rules_are_named() {
         (rule(|f| f.rollback = Some(Rollback { factor: 1.0, times: 1 })), "factor in (0, 1), found 1"),
         (rule(|f| f.rollback = Some(Rollback { factor: f64::NAN, times: 1 })), "found NaN"),
         (rule(|f| f.rollback = Some(Rollback { factor: 0.5, times: 0 })), "1 or more times, found 0"),
+        (
+            Recipe {
+                distillation: Some(Default::default()),
+                ..rule(|f| f.rollback = Some(Rollback::default()))
+            },
+            "does not go with distillation",
+        ),
         (
             Recipe { checkpoint_every: 0, ..rule(|f| f.rollback = Some(Rollback::default())) },
             "`checkpoint_every` is 0",
