@@ -224,7 +224,8 @@ fn a_speedup_is_reached_by_measurement_or_said_to_be_out_of_reach() {
             "{share}, {speedup}: {}",
             reached.measured_speedup
         );
-        assert!(measured <= 6, "{measured} measurements");
+        // Six networks at most, and the one that fits twice.
+        assert!(measured <= 7, "{measured} measurements");
     }
     // Gains that do not come: everything that there is was measured before it is given up.
     for share in [0.3, 0.0, -0.2] {
@@ -245,6 +246,25 @@ fn a_speedup_is_reached_by_measurement_or_said_to_be_out_of_reach() {
     for speedup in [f64::NAN, 0.0, -1.0] {
         assert!(known().reach_by(speedup, |_| Ok(1.0)).is_err());
     }
+}
+
+/// A network that seems to fit is measured once more, and one that did so by chance is not taken.
+#[test]
+fn one_lucky_measurement_is_not_enough() {
+    let (mut survey, plain) = (known(), known());
+    let mut asked: Vec<(Settings, f64)> = Vec::new();
+    let reached = survey
+        .reach_by(1.5, |settings| {
+            let truth = runs(&plain, settings, 0.8);
+            // The first network that is too slow is measured as fast as is wanted, once.
+            let lucky = asked.is_empty() && truth < 1.45;
+            asked.push((settings.clone(), truth));
+            Ok(if lucky { 1.5 } else { truth })
+        })
+        .unwrap();
+    assert!(asked[0].1 < 1.45 && asked[0].0 == asked[1].0, "the lucky one is measured again");
+    let truth = runs(&plain, &reached.selection.settings, 0.8);
+    assert!(truth >= 1.47, "{truth}");
 }
 
 #[test]
