@@ -5,9 +5,9 @@ pub enum Error {
     /// The network itself, for example a weight that is not finite.
     #[error(transparent)]
     Graph(#[from] cofilter_graph::Error),
-    /// A layer to exclude that the network does not have.
+    /// A layer to prune or to exclude that the network does not have.
     #[error(
-        "the exclude list names `{name}`, which is no layer of the network; its convolutions and fully connected layers are: {known}"
+        "the request names `{name}`, which is no layer of the network; its convolutions and fully connected layers are: {known}"
     )]
     UnknownLayer {
         /// The name.
@@ -26,6 +26,9 @@ pub enum Error {
     /// A fraction of zeros outside `[0, 1)`.
     #[error("the sparsity is {0}, expected a number in [0, 1)")]
     Sparsity(f64),
+    /// A pattern that makes no sense.
+    #[error("pattern: {0}")]
+    Pattern(String),
     /// Masks with another number of nodes or tensors than the network.
     #[error("the masks are of another network: {reason}")]
     Masks {

@@ -1,5 +1,5 @@
 use crate::layer::Layer;
-use crate::{Error, Result};
+use crate::{Error, Grouping, Groups, Result};
 use cofilter_graph::{Array, Model, Params};
 
 /// A 0 or 1 for every number of a network: 0 keeps it at zero.
@@ -56,5 +56,23 @@ pub fn masks_of_zeros(model: &Model) -> Masks {
         let prunable = slot == 0 && Layer::at(model, id).is_some();
         let mask = |value: &f32| if prunable && *value == 0.0 { 0.0 } else { 1.0 };
         Array::new(array.dims().to_vec(), array.data().iter().map(mask).collect::<Vec<_>>())
+    })
+}
+
+/// Masks that keep the groups of every convolution and fully connected layer at zero that are all zero now, and let single zeros
+/// learn again (the authors' `DISCONNECTED_GRPWISE`); 1 for all other numbers.
+#[must_use]
+pub fn masks_of_zero_groups(model: &Model, grouping: Grouping) -> Masks {
+    model.params().map(|id, slot, array| {
+        let mut mask = vec![1.0; array.data().len()];
+        if let Some(layer) = Layer::at(model, id).filter(|_| slot == 0) {
+            let groups = Groups::of_layer(&layer, grouping);
+            groups.apply(&groups.norms(layer.weight), &mut mask, |m, norm| {
+                if norm == 0.0 {
+                    *m = 0.0;
+                }
+            });
+        }
+        Array::new(array.dims().to_vec(), mask)
     })
 }

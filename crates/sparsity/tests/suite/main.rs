@@ -4,6 +4,7 @@
 mod build;
 mod compaction;
 mod constants;
+mod groups;
 mod joints;
 mod masking;
 mod pipeline;

@@ -9,7 +9,7 @@ use cofilter_zoo::{Config, Network};
 fn a_low_rank_lenet_pruned_and_compacted() {
     let dense = Network::by_name("lenet", &Config::default()).unwrap().model(3).unwrap();
     let (low, _) = decompose(&dense, &Settings { linear: true, grow: true, ..Settings::default() }).unwrap();
-    let pruning = Pruning { sparsity: 0.97, exclude: vec!["ip2_linear".into()] };
+    let pruning = Pruning { sparsity: 0.97, exclude: vec!["ip2_linear".into()], ..Pruning::default() };
     let (sparse, masks) = prune_magnitude(&low, &pruning).unwrap();
     let zeros: usize = density(&sparse).iter().map(|l| l.weights - l.nonzeros).sum();
     let counted: usize = density(&low).iter().filter(|l| l.name != "ip2_linear").map(|l| l.weights).sum();

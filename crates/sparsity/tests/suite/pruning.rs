@@ -2,7 +2,7 @@
 
 use crate::build::{drawn, edit};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, Model, Shape};
-use cofilter_sparsity::{Error, Pruning, apply, density, prune_magnitude};
+use cofilter_sparsity::{Error, Grouping, Groups, Pattern, Pruning, Scope, apply, density, prune_magnitude};
 
 fn model() -> Model {
     let mut b = Graph::builder();
@@ -17,7 +17,7 @@ fn model() -> Model {
 const WEIGHTS: usize = 72 + 5 * 36;
 
 fn at(sparsity: f64, exclude: &[&str]) -> Pruning {
-    Pruning { sparsity, exclude: exclude.iter().map(|s| (*s).to_owned()).collect() }
+    Pruning { sparsity, exclude: exclude.iter().map(|s| (*s).to_owned()).collect(), ..Pruning::default() }
 }
 
 fn weights<'a>(model: &'a Model, layer: &str) -> &'a [f32] {
@@ -99,4 +99,93 @@ fn wrong_requests_are_refused() {
     }
     let broken = edit(&model(), "conv.weight", |i, v| if i == [0, 0, 0, 0] { f32::INFINITY } else { v });
     assert!(matches!(prune_magnitude(&broken, &at(0.5, &[])), Err(Error::Graph(_))));
+}
+
+#[test]
+fn layers_can_be_pruned_alone_and_by_fractions_of_their_own() {
+    let model = model();
+    let of =
+        |sparse: &Model| -> Vec<usize> { density(sparse).iter().map(|l| l.weights - l.nonzeros).collect() };
+    let each = Pruning { scope: Scope::Layer, ..at(0.5, &[]) };
+    assert_eq!(of(&prune_magnitude(&model, &each).unwrap().0), [36, 90]);
+    let own = Pruning { layers: [("conv".to_owned(), 0.25)].into(), ..each.clone() };
+    assert_eq!(of(&prune_magnitude(&model, &own).unwrap().0), [18, 90]);
+    let own = Pruning { scope: Scope::Network, ..own };
+    assert_eq!(of(&prune_magnitude(&model, &own).unwrap().0), [18, 90]);
+    let error =
+        prune_magnitude(&model, &Pruning { layers: [("con".to_owned(), 0.1)].into(), ..own }).unwrap_err();
+    assert!(error.to_string().contains("`con`"), "{error}");
+}
+
+#[test]
+fn groups_go_by_the_root_of_their_mean_square_and_never_more_than_asked_for() {
+    let model = model();
+    for (grouping, sizes) in [
+        (Grouping::Filters, [18, 36]),
+        (Grouping::Columns, [4, 5]),
+        (Grouping::Channels, [36, 5]),
+        (Grouping::Blocks { rows: 1, columns: 4 }, [4, 4]),
+    ] {
+        for sparsity in [0.1, 0.4, 0.8] {
+            let pruning = Pruning { pattern: Pattern::Groups(grouping), ..at(sparsity, &[]) };
+            let (sparse, masks) = prune_magnitude(&model, &pruning).unwrap();
+            assert_eq!(apply(&model, &masks).unwrap(), sparse);
+            let wanted = (sparsity * WEIGHTS as f64).round() as usize;
+            let most = sizes[0].max(sizes[1]);
+            assert!(zeros(&sparse) <= wanted && zeros(&sparse) + most > wanted, "{grouping:?} {sparsity}");
+            // Every group whole or gone, and none that is gone larger than one that stays.
+            let (mut gone, mut stays) = (0.0f64, f64::MAX);
+            for layer in ["conv", "fc"] {
+                let id = model.graph().find(layer).unwrap();
+                let groups = Groups::of_node(model.graph(), id, grouping).unwrap();
+                let scores = groups.norms(weights(&model, layer)).into_iter().zip(groups.sizes());
+                for ((score, size), left) in scores.zip(groups.norms(weights(&sparse, layer))) {
+                    let mean = score / (size as f64).sqrt();
+                    assert!(left == 0.0 || left == score);
+                    if left == 0.0 { gone = gone.max(mean) } else { stays = stays.min(mean) }
+                }
+            }
+            assert!(gone <= stays, "{grouping:?} {sparsity}: {gone}, {stays}");
+        }
+    }
+}
+
+#[test]
+fn of_m_channels_the_n_largest_stay() {
+    let model = model();
+    let pruning = Pruning { pattern: Pattern::NOfM { n: 2, m: 4 }, ..Pruning::default() };
+    let (sparse, _) = prune_magnitude(&model, &pruning).unwrap();
+    // The convolution reads two channels, all of which stay; the other layer 36, two of four.
+    assert_eq!(weights(&sparse, "conv"), weights(&model, "conv"));
+    for (before, after) in weights(&model, "fc").chunks(4).zip(weights(&sparse, "fc").chunks(4)) {
+        let mut order: Vec<f32> = before.iter().map(|w| w.abs()).collect();
+        order.sort_by(f32::total_cmp);
+        let expected: Vec<f32> = before.iter().map(|w| if w.abs() >= order[2] { *w } else { 0.0 }).collect();
+        assert_eq!(after, expected);
+    }
+    // One of two channels at each place of the kernel.
+    let (sparse, _) =
+        prune_magnitude(&model, &Pruning { pattern: Pattern::NOfM { n: 1, m: 2 }, ..Pruning::default() })
+            .unwrap();
+    for (before, after) in weights(&model, "conv").chunks(18).zip(weights(&sparse, "conv").chunks(18)) {
+        for place in 0..9 {
+            let first = before[place].abs() >= before[9 + place].abs();
+            let expected = if first { [before[place], 0.0] } else { [0.0, before[9 + place]] };
+            assert_eq!([after[place], after[9 + place]], expected);
+        }
+    }
+}
+
+#[test]
+fn patterns_that_make_no_sense_are_refused() {
+    let pattern = |pattern| Pruning { pattern, ..Pruning::default() };
+    for (pruning, expected) in [
+        (pattern(Pattern::NOfM { n: 0, m: 4 }), "found 0"),
+        (pattern(Pattern::NOfM { n: 5, m: 4 }), "found 5"),
+        (Pruning { sparsity: 0.5, ..pattern(Pattern::NOfM { n: 2, m: 4 }) }, "makes no sense"),
+        (pattern(Pattern::Groups(Grouping::Blocks { rows: 0, columns: 4 })), "0 x 4"),
+    ] {
+        let error = prune_magnitude(&model(), &pruning).unwrap_err();
+        assert!(matches!(error, Error::Pattern(_)) && error.to_string().contains(expected), "{error}");
+    }
 }
