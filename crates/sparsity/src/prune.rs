@@ -91,7 +91,11 @@ pub fn prune_magnitude(model: &Model, pruning: &Pruning) -> Result<(Model, Masks
 }
 
 impl Pruning {
-    fn check(&self) -> Result<()> {
+    /// Refuses what makes no sense for any network.
+    ///
+    /// # Errors
+    /// [`Error::Sparsity`] and [`Error::Pattern`].
+    pub fn check(&self) -> Result<()> {
         let all = self.layers.values().chain([&self.sparsity]);
         if let Some(bad) = all.into_iter().find(|sparsity| !(0.0..1.0).contains(*sparsity)) {
             return Err(Error::Sparsity(*bad));

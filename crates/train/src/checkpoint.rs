@@ -1,4 +1,4 @@
-use crate::{Error, Fit, Result, Trainer};
+use crate::{Error, Fit, Result};
 use cofilter_graph::{Array, Artifact, Graph, Model, Params, write_atomically};
 use safetensors::tensor::{SafeTensors, TensorView};
 use safetensors::{Dtype, serialize};
@@ -31,6 +31,9 @@ struct Header {
     #[serde(flatten)]
     state: State,
     identity: Identity,
+    /// Whether it holds masks.
+    #[serde(default)]
+    masked: bool,
     /// Where clipping has changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     graph: Option<Graph>,
@@ -55,6 +58,8 @@ pub(crate) struct Checkpoint {
     pub(crate) iteration: u64,
     pub(crate) records: usize,
     pub(crate) state: State,
+    /// What was pruned so far, where there is pruning.
+    pub(crate) masks: Option<Params<Array>>,
 }
 
 /// Where the checkpoint of a folder is.
@@ -128,27 +133,32 @@ fn hex(hash: Sha256) -> String {
 pub(crate) fn write(
     folder: &Path,
     start: &Model,
-    trainer: &Trainer,
-    records: usize,
-    state: State,
+    checkpoint: &Checkpoint,
     identity: &Identity,
 ) -> Result<PathBuf> {
     let path = path(folder);
     let bad = |reason: String| Error::Checkpoint { path: path.clone(), reason };
-    let model = trainer.net().to_model()?;
+    let model = &checkpoint.model;
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
-    for (id, slot, array, momentum) in model.params().zip(trainer.momentum()) {
+    let mut put = |prefix: &str, name: &str, dims: &[usize], numbers: &[f32]| {
+        let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        tensors.insert(format!("{prefix}/{name}"), (dims.to_vec(), bytes));
+    };
+    for (id, slot, array, momentum) in model.params().zip(&checkpoint.momentum) {
         let name = model.graph().tensor_name(id, slot);
-        let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        tensors.insert(format!("momentum/{name}"), (array.dims().to_vec(), bytes(momentum)));
-        tensors.insert(format!("value/{name}"), (array.dims().to_vec(), bytes(array.data())));
+        put("momentum", &name, array.dims(), momentum);
+        put("value", &name, array.dims(), array.data());
+        if let Some(masks) = &checkpoint.masks {
+            put("mask", &name, array.dims(), masks.get(id)[slot].data());
+        }
     }
     let header = Header {
         format: FORMAT.into(),
-        iteration: trainer.iteration(),
-        records,
-        state,
+        iteration: checkpoint.iteration,
+        records: checkpoint.records,
+        state: checkpoint.state,
         identity: identity.clone(),
+        masked: checkpoint.masks.is_some(),
         graph: (model.graph() != start.graph()).then(|| model.graph().clone()),
     };
     let json = serde_json::to_string(&header).map_err(|e| bad(e.to_string()))?;
@@ -213,23 +223,22 @@ fn decode(bytes: &[u8], start: &Model, identity: &Identity) -> Result<Checkpoint
             None => Ok(numbers),
         }
     };
-    let mut values = Vec::with_capacity(graph.nodes().len());
-    let mut momentum = Vec::with_capacity(graph.nodes().len());
-    for (id, _) in graph.iter() {
-        let slots = graph.slots(id);
-        let all = |prefix| -> Result<Vec<Vec<f32>>, String> {
+    let all = |prefix: &str| {
+        let of_node = |(id, _)| {
+            let slots = graph.slots(id);
             slots.iter().enumerate().map(|(slot, spec)| tensor(prefix, id, slot, &spec.dims)).collect()
         };
-        let arrays = all("value")?.into_iter().zip(&slots);
-        values.push(arrays.map(|(numbers, spec)| Array::new(spec.dims.clone(), numbers)).collect());
-        momentum.push(all("momentum")?);
-    }
-    let (values, momentum) = (Params::new(values), Params::new(momentum));
+        graph.iter().map(of_node).collect::<Result<Vec<Vec<Vec<f32>>>, String>>().map(Params::new)
+    };
+    let arrays = |numbers: Params<Vec<f32>>| {
+        numbers.map(|id, slot, numbers| Array::new(graph.slots(id)[slot].dims.clone(), numbers.clone()))
+    };
     Ok(Checkpoint {
-        model: Model::new(graph.clone(), values).map_err(|e| e.to_string())?,
-        momentum,
+        model: Model::new(graph.clone(), arrays(all("value")?)).map_err(|e| e.to_string())?,
+        momentum: all("momentum")?,
         iteration: header.iteration,
         records: header.records,
         state: header.state,
+        masks: if header.masked { Some(arrays(all("mask")?)) } else { None },
     })
 }

@@ -16,6 +16,9 @@ pub enum Error {
     /// Ranks could not be clipped.
     #[error(transparent)]
     Lowrank(#[from] cofilter_lowrank::Error),
+    /// Weights could not be pruned.
+    #[error(transparent)]
+    Sparsity(#[from] cofilter_sparsity::Error),
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -3,7 +3,7 @@ use crate::evaluate::{check_data, evaluate_net};
 use crate::history::{Clock, History, Record};
 use crate::progress::Bar;
 use crate::rollback::Memory;
-use crate::{Clip, Error, Progress, Recipe, Result, Rollback, Score, Step, Trainer};
+use crate::{Clip, Error, Progress, Prune, Recipe, Result, Rollback, Score, Step, Trainer};
 use candle_core::Device;
 use cofilter_data::{Dataset, Pipeline, Sampler};
 use cofilter_graph::{Array, Model, Params, Preprocessing};
@@ -94,6 +94,9 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
     if fit.recipe.clip.is_some() && fit.masks.is_some() {
         return Err(Error::Recipe("clip: masks are of the ranks that the network begins with".into()));
     }
+    if fit.recipe.prune.is_some() && fit.masks.is_some() {
+        return Err(Error::Recipe("prune: it makes masks of its own, there are others already".into()));
+    }
     let pipeline = Pipeline::new(fit.train, fit.preprocessing, &fit.recipe.augment, fit.recipe.seed)?;
     let mut run = Run {
         start: model,
@@ -104,6 +107,7 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
         rollbacks: 0,
         memory: Memory::default(),
         anchor: None,
+        masks: None,
         end,
     };
     let mut trainer = run.trainer(model)?;
@@ -158,6 +162,8 @@ struct Run<'a> {
     memory: Memory,
     /// Where it is rolled back to, if it may be.
     anchor: Option<Checkpoint>,
+    /// What was pruned so far.
+    masks: Option<Params<Array>>,
     end: Option<End>,
 }
 
@@ -171,6 +177,7 @@ impl Run<'_> {
             self.saved = Some(checkpoint.iteration);
             self.rollbacks = checkpoint.state.rollbacks;
             self.memory = Memory::new(checkpoint.state.learnt);
+            self.masks = checkpoint.masks;
             trainer = self.trainer(&checkpoint.model)?;
             trainer.resume(checkpoint.iteration, checkpoint.momentum);
         }
@@ -180,7 +187,8 @@ impl Run<'_> {
     }
 
     fn trainer(&self, model: &Model) -> Result<Trainer> {
-        let trainer = Trainer::new(model, self.fit.recipe, self.fit.masks, &self.fit.device)?;
+        let trainer =
+            Trainer::new(model, self.fit.recipe, self.masks.as_ref().or(self.fit.masks), &self.fit.device)?;
         let mut trainer = trainer.with_teacher(self.fit.teacher)?;
         if let Some(rollback) = self.rollback() {
             trainer.relieve((0..self.rollbacks).fold(1.0, |relief, _| relief * rollback.factor));
@@ -203,6 +211,7 @@ impl Run<'_> {
             iteration: trainer.iteration(),
             records: self.history.records().len(),
             state: self.state(),
+            masks: self.masks.clone(),
         })
     }
 
@@ -212,6 +221,7 @@ impl Run<'_> {
         let Some(anchor) = self.anchor.take_if(|_| may) else { return Err(error) };
         self.rollbacks += 1;
         self.memory = Memory::new(anchor.state.learnt);
+        self.masks.clone_from(&anchor.masks);
         self.history.truncate(anchor.records)?;
         *trainer = self.trainer(&anchor.model)?;
         trainer.resume(anchor.iteration, anchor.momentum.clone());
@@ -230,6 +240,22 @@ impl Run<'_> {
             trainer.resume(iteration, momentum);
         }
         Ok(clipped.layers)
+    }
+
+    /// Prunes as the schedule has it after so many iterations; momentum goes where weights go.
+    fn prune(&mut self, trainer: &mut Trainer, prune: &Prune) -> Result<()> {
+        let iteration = trainer.iteration();
+        let (model, masks) =
+            cofilter_sparsity::prune_magnitude(&trainer.net().to_model()?, &prune.at(iteration))?;
+        let masked = |id, slot: usize, momentum: &Vec<f32>| {
+            let mask: &Array = &masks.get(id)[slot];
+            momentum.iter().zip(mask.data()).map(|(v, m)| if *m == 0.0 { 0.0 } else { *v }).collect()
+        };
+        let momentum = trainer.momentum().map(masked);
+        self.masks = Some(masks);
+        *trainer = self.trainer(&model)?;
+        trainer.resume(iteration, momentum);
+        Ok(())
     }
 
     /// To the end (`None`) or until asked to stop.
@@ -305,9 +331,15 @@ impl Run<'_> {
             Some(clip) => self.clip(trainer, clip)?,
             None => Vec::new(),
         };
+        if let Some(prune) = recipe.prune.as_ref().filter(|prune| prune.is_due(done)) {
+            self.prune(trainer, prune)?;
+        }
         if record {
             let mut record = new_record(&step, recipe.batch, feed.watch.read());
             record.clipped = clipped;
+            if recipe.is_sparse() {
+                record.density = Some(density(&trainer.net().to_model()?));
+            }
             if let Some(test) = self.fit.test.filter(|_| evaluate) {
                 let of = self.fit.preprocessing;
                 let score = evaluate_net(trainer.net(), test, of, recipe.batch, recipe.tolerance)
@@ -338,8 +370,7 @@ impl Run<'_> {
             return Ok(Some(checkpoint::path(folder)));
         }
         self.history.sync()?;
-        let records = self.history.records().len();
-        let path = checkpoint::write(folder, self.start, trainer, records, self.state(), identity)?;
+        let path = checkpoint::write(folder, self.start, &self.snapshot(trainer)?, identity)?;
         self.saved = Some(trainer.iteration());
         Ok(Some(path))
     }
@@ -357,8 +388,19 @@ fn new_record(step: &Step, batch: usize, clock: Clock) -> Record {
         force_strength: step.force_strength,
         test: None,
         clipped: Vec::new(),
+        density: None,
         spectra: BTreeMap::new(),
         clock: Some(clock),
+    }
+}
+
+/// Share of the weights of convolutions and fully connected layers that are not 0.
+fn density(model: &Model) -> f64 {
+    let layers = cofilter_sparsity::density(model);
+    let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    {
+        nonzeros as f64 / weights.max(1) as f64
     }
 }
 

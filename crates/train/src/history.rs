@@ -29,6 +29,9 @@ pub struct Record {
     /// Evaluation on the test set, after the update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Score>,
+    /// Share of the weights of convolutions and fully connected layers that are not 0 after the update, where the recipe makes some 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub density: Option<f64>,
     /// Pairs that lost rank after the update, and before the evaluation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clipped: Vec<ClippedLayer>,

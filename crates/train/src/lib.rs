@@ -27,6 +27,7 @@ mod recipe;
 mod rollback;
 mod schedule;
 mod sgd;
+mod sparse;
 mod sweep;
 mod trainer;
 
@@ -44,4 +45,5 @@ pub use progress::Progress;
 pub use recipe::{Decay, ForceRule, Recipe};
 pub use rollback::Rollback;
 pub use schedule::Schedule;
+pub use sparse::{GroupLasso, LassoUpdate, Prune};
 pub use trainer::{Step, Trainer};

@@ -1,4 +1,4 @@
-use crate::{Clip, Distillation, Error, Multipliers, Result, Rollback, Schedule};
+use crate::{Clip, Distillation, Error, GroupLasso, Multipliers, Prune, Result, Rollback, Schedule};
 use cofilter_data::Augment;
 use cofilter_force::{Direction, Force, Rule, Scaling};
 use cofilter_graph::{Graph, Op};
@@ -30,6 +30,16 @@ pub struct Recipe {
     pub decay: Decay,
     /// Force regularisation, if any.
     pub force: Option<ForceRule>,
+    /// Group lassos, each of its own layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lasso: Vec<GroupLasso>,
+    /// Weights of convolutions and fully connected layers that are smaller than this after an update become 0, the authors' 1e-4 for
+    /// sparse training (paper, section 5); momentum stays. 0: none.
+    #[serde(skip_serializing_if = "is_none")]
+    pub threshold: f64,
+    /// Pruning by magnitude on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune: Option<Prune>,
     /// Factors of learning rate and decay.
     pub multipliers: Multipliers,
     /// Largest Euclidean norm of all gradients together.
@@ -74,6 +84,9 @@ impl Default for Recipe {
             weight_decay: 5e-4,
             decay: Decay::L2,
             force: None,
+            lasso: Vec::new(),
+            threshold: 0.0,
+            prune: None,
             multipliers: Multipliers::default(),
             clip_gradients: None,
             output_weights: Vec::new(),
@@ -180,12 +193,17 @@ impl ForceRule {
 }
 
 /// Refuses a node that is neither a convolution nor fully connected.
-fn has_filters(graph: &Graph, what: &str, name: &str) -> Result<()> {
+pub(crate) fn has_filters(graph: &Graph, what: &str, name: &str) -> Result<()> {
     let id = graph.find(name).map_err(|e| Error::Recipe(format!("{what}: {e}")))?;
     match graph.node(id).op() {
         Op::Conv2d(_) | Op::Linear(_) => Ok(()),
         op => Err(Error::Recipe(format!("{what}: node `{name}` is {}, which has no filters", op.kind()))),
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_none(threshold: &f64) -> bool {
+    *threshold == 0.0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
@@ -203,7 +221,12 @@ impl Recipe {
         if self.iterations == 0 || self.batch == 0 {
             return bad(format!("iterations {} and batch {} must be above 0", self.iterations, self.batch));
         }
-        for (name, value) in [("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)] {
+        let numbers = [
+            ("learning_rate", self.learning_rate),
+            ("weight_decay", self.weight_decay),
+            ("threshold", self.threshold),
+        ];
+        for (name, value) in numbers {
             if !value.is_finite() || value < 0.0 {
                 return bad(format!("{name}: expected a number from 0 up, found {value}"));
             }
@@ -238,6 +261,13 @@ impl Recipe {
         if self.clip.is_some() && !self.spectra.is_empty() {
             return bad("spectra: clipped layers change, they have no spectra to follow".into());
         }
+        self.lasso.iter().try_for_each(|lasso| lasso.check(graph))?;
+        if let Some(prune) = &self.prune {
+            prune.check(graph, self.iterations)?;
+            if self.clip.is_some() {
+                return bad("prune: zeros are of the ranks that the network has, which `clip` changes".into());
+            }
+        }
         let Some(force) = &self.force else { return Ok(()) };
         if force.rollback.is_some() && self.distillation.is_some() {
             return bad(
@@ -246,6 +276,11 @@ impl Recipe {
             );
         }
         force.check(graph, self.checkpoint_every)
+    }
+
+    /// Whether it makes weights 0.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.prune.is_some() || !self.lasso.is_empty() || self.threshold > 0.0
     }
 
     /// Learning rate of an iteration, counted from 0.

@@ -1,10 +1,11 @@
 use crate::net::{Net, read, update};
 use crate::sweep::PART;
-use crate::{Decay, Error, ForceRule, Recipe, Result};
+use crate::{Decay, Error, ForceRule, GroupLasso, LassoUpdate, Recipe, Result};
 use candle_core::Var;
 use cofilter_force::{Push, Scaling, Scratch};
 use cofilter_graph::{Array, Graph, NodeId, Op, Params, Role};
 use cofilter_kernels::{Vectorised, vectorised};
+use cofilter_sparsity::Groups;
 use rayon::prelude::*;
 
 /// Gradient descent with momentum, in Caffe's order (paper, section 1.4).
@@ -13,9 +14,12 @@ use rayon::prelude::*;
 /// ```text
 /// g = gradient * min(1, clip / ||all gradients||)
 /// g = g + weight_decay * decay_mult * w            (L1: sign(w))
+/// g = g + strength * w / ||w_g||                   (group lasso by subgradient)
 /// g = g + strength * force_mult * G(w)
 /// v = momentum * v + rate * lr_mult * g
 /// w = w - v
+/// w_g = w_g * max(0, 1 - rate * lr_mult * strength / ||w_g||)   (group lasso, proximal)
+/// w = 0 where |w| < threshold
 /// ```
 pub(crate) struct Sgd {
     tensors: Params<Option<Rule>>,
@@ -28,8 +32,11 @@ pub(crate) struct Sgd {
     weight_decay: f64,
     decay: Decay,
     clip: Option<f64>,
+    threshold: f32,
     /// The force on the tensor at hand.
     pull: Vec<f32>,
+    /// Subgradient of the lassos on the tensor at hand.
+    penalty: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -39,6 +46,10 @@ struct Rule {
     decay: f64,
     /// Multiplier of the force and number of groups.
     force: Option<(f64, usize)>,
+    /// Groups and strengths.
+    lasso: Vec<(Groups, f64, LassoUpdate)>,
+    /// Whether small weights become 0.
+    prunable: bool,
     mask: Option<Array>,
 }
 
@@ -70,7 +81,9 @@ impl Sgd {
             let is_weight = net.slots(id)[slot].role == Role::Weight;
             let force = recipe.force.as_ref().filter(|_| is_weight).and_then(|f| force_on(f, graph, id));
             let mask = masks.map(|masks| masks.get(id)[slot].clone());
-            Some(Rule { rate: m.learning_rate, decay: m.decay, force, mask })
+            let prunable = is_weight && matches!(graph.node(id).op(), Op::Conv2d(_) | Op::Linear(_));
+            let lasso = if prunable { lassos_on(&recipe.lasso, graph, id) } else { Vec::new() };
+            Some(Rule { rate: m.learning_rate, decay: m.decay, force, lasso, prunable, mask })
         });
         Ok(Self {
             wanted: tensors.map(|_, _, rule| rule.is_some()),
@@ -83,7 +96,9 @@ impl Sgd {
             weight_decay: recipe.weight_decay,
             decay: recipe.decay,
             clip: recipe.clip_gradients,
+            threshold: recipe.threshold as f32,
             pull: Vec::new(),
+            penalty: Vec::new(),
             scratch: Scratch::default(),
         })
     }
@@ -145,25 +160,34 @@ impl Sgd {
             let var = &net.params().get(id)[slot];
             let gradient =
                 gradients.get_mut(id)[slot].get_or_insert_with(|| vec![0.0; var.elem_count()]).as_slice();
+            let step = rate * rule.rate;
             #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
-            let (decay, rate) = ((self.weight_decay * rule.decay) as f32, (rate * rule.rate) as f32);
-            let decay = Decayed { clip, factor: decay, kind: self.decay };
+            let (decay, rate) = ((self.weight_decay * rule.decay) as f32, step as f32);
+            let mut decay = Decayed { clip, factor: decay, kind: self.decay, penalty: None };
+            if rule.lasso.iter().any(|(_, _, update)| *update == LassoUpdate::Subgradient) {
+                self.penalty.clear();
+                self.penalty.resize(gradient.len(), 0.0);
+                for (groups, strength, _) in rule.lasso_by(LassoUpdate::Subgradient) {
+                    read(var, |w| groups.add_subgradient(w, *strength, &mut self.penalty))?;
+                }
+                decay.penalty = Some(&self.penalty);
+            }
             let mut push = None;
             if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
                 pull_on(force, var, groups, &mut self.pull, &mut self.scratch)?;
-                let rule = force.rule(strength);
-                let adaptive = rule.scaling == Scaling::Adaptive;
+                let force = force.rule(strength);
+                let adaptive = force.scaling == Scaling::Adaptive;
                 let squares = if measure || adaptive {
-                    read(var, |w| squares_of(gradient, w, &self.pull, rule.direction, &decay))?
+                    read(var, |w| squares_of(gradient, w, &self.pull, force.direction, &decay))?
                 } else {
                     [0.0; 2]
                 };
-                let applied = rule.push(multiplier, || squares.map(f64::sqrt))?;
+                let applied = force.push(multiplier, || squares.map(f64::sqrt))?;
                 gradient_squares += squares[0];
                 force_squares += applied.coefficient().powi(2) * squares[1];
                 push = Some((applied, self.pull.as_slice()));
             }
-            let step = Descent {
+            let descent = Descent {
                 gradient,
                 decay,
                 push,
@@ -173,7 +197,15 @@ impl Sgd {
             };
             let velocity = self.velocity.get_mut(id)[slot].as_mut_slice();
             let mut finite = true;
-            update(var, |w| finite = step.run(w, velocity))?;
+            update(var, |w| {
+                finite = descent.run(w, velocity);
+                for (groups, strength, _) in rule.lasso_by(LassoUpdate::Proximal) {
+                    groups.shrink(w, step * strength);
+                }
+                if rule.prunable && self.threshold > 0.0 {
+                    w.iter_mut().filter(|w| w.abs() < self.threshold).for_each(|w| *w = 0.0);
+                }
+            })?;
             if !finite {
                 return Ok(Err(NotFinite { node: id, slot, what: "weight" }));
             }
@@ -198,6 +230,21 @@ impl Sgd {
         #[expect(clippy::cast_possible_truncation, reason = "numbers are f32")]
         if sum.sqrt() > clip { (clip / sum.sqrt()) as f32 } else { 1.0 }
     }
+}
+
+impl Rule {
+    fn lasso_by(&self, by: LassoUpdate) -> impl Iterator<Item = &(Groups, f64, LassoUpdate)> {
+        self.lasso.iter().filter(move |(_, _, update)| *update == by)
+    }
+}
+
+fn lassos_on(lassos: &[GroupLasso], graph: &Graph, id: NodeId) -> Vec<(Groups, f64, LassoUpdate)> {
+    let of = |lasso: &GroupLasso| {
+        let strength = lasso.strength * lasso.multipliers.get(graph.node(id).name())?;
+        let groups = Groups::of_node(graph, id, lasso.grouping)?;
+        (strength > 0.0).then_some((groups, strength, lasso.update))
+    };
+    lassos.iter().filter_map(of).collect()
 }
 
 fn force_on(force: &ForceRule, graph: &Graph, id: NodeId) -> Option<(f64, usize)> {
@@ -227,22 +274,27 @@ fn pull_on(
     Ok(())
 }
 
-/// Gradient of loss and weight decay, `clip g + decay w` or `clip g + decay sign(w)`.
+/// Gradient of loss and weight decay, `clip g + decay w` or `clip g + decay sign(w)`, and of lassos.
 #[derive(Clone, Copy)]
-struct Decayed {
+struct Decayed<'a> {
     clip: f32,
     factor: f32,
     kind: Decay,
+    penalty: Option<&'a [f32]>,
 }
 
-impl Decayed {
+impl Decayed<'_> {
+    /// Of the numbers from `at` on.
     #[inline(always)]
-    fn fill(&self, result: &mut [f32], gradient: &[f32], weight: &[f32]) {
+    fn fill(&self, at: usize, result: &mut [f32], gradient: &[f32], weight: &[f32]) {
         let sign = |w: f32| if w == 0.0 { 0.0 } else { w.signum() };
         let triples = result.iter_mut().zip(gradient).zip(weight);
         match self.kind {
             Decay::L2 => triples.for_each(|((r, g), w)| *r = self.clip * g + self.factor * w),
             Decay::L1 => triples.for_each(|((r, g), w)| *r = self.clip * g + self.factor * sign(*w)),
+        }
+        if let Some(penalty) = self.penalty {
+            result.iter_mut().zip(&penalty[at..]).for_each(|(r, p)| *r += p);
         }
     }
 }
@@ -253,7 +305,7 @@ const BLOCK: usize = 512;
 /// One update of one tensor, in a single pass over its numbers.
 struct Descent<'a> {
     gradient: &'a [f32],
-    decay: Decayed,
+    decay: Decayed<'a>,
     push: Option<(Push, &'a [f32])>,
     mask: Option<&'a [f32]>,
     momentum: f32,
@@ -274,7 +326,7 @@ impl Descent<'_> {
     fn block(&self, at: usize, weight: &mut [f32], velocity: &mut [f32]) -> bool {
         let mut room = [0.0; BLOCK];
         let gradient = &mut room[..weight.len()];
-        self.decay.fill(gradient, &self.gradient[at..], weight);
+        self.decay.fill(at, gradient, &self.gradient[at..], weight);
         if let Some((push, force)) = self.push {
             gradient.iter_mut().zip(&force[at..]).for_each(|(g, f)| *g = push.apply(*g, *f));
         }
@@ -332,15 +384,16 @@ fn squares_of(
     weight: &[f32],
     force: &[f32],
     direction: cofilter_force::Direction,
-    decay: &Decayed,
+    decay: &Decayed<'_>,
 ) -> [f64; 2] {
     let parts: Vec<[f64; 2]> = (gradient.par_chunks(BLOCK).zip(weight.par_chunks(BLOCK)))
         .zip(force.par_chunks(BLOCK))
         .with_min_len(PART / BLOCK)
-        .map(|((gradient, weight), force)| {
+        .enumerate()
+        .map(|(block, ((gradient, weight), force))| {
             let mut room = [0.0; BLOCK];
             let total = &mut room[..weight.len()];
-            decay.fill(total, gradient, weight);
+            decay.fill(block * BLOCK, total, gradient, weight);
             let pairs = total.iter().zip(force);
             let force = pairs.clone().filter(|(g, f)| direction.takes_part(**f, **g));
             [squares(total), force.map(|(_, f)| f64::from(*f).powi(2)).sum()]

@@ -170,3 +170,32 @@ fn a_bad_gradient_is_found_before_anything_changes() {
     let found = step(&mut sgd, &net, 1, &[1.0, 1.0], &[f32::MAX]).unwrap_err();
     assert_eq!(found, NotFinite { node: id, slot: 1, what: "weight" });
 }
+
+/// Rows (3, 4) and (0.1, 0) have norms 5 and 0.1. Everything else off: w = w - 0.5 g, then the lasso.
+#[test]
+fn a_group_lasso_shrinks_or_joins_the_gradient() {
+    let run = |update, strength, threshold| {
+        let net = net(&[3.0, 4.0, 0.125, 0.0], &[0.0, 0.0]);
+        let lasso = GroupLasso {
+            update,
+            multipliers: [("ip".to_owned(), 2.0)].into(),
+            ..GroupLasso::new(cofilter_sparsity::Grouping::Filters, strength, ["ip"])
+        };
+        let recipe = Recipe { lasso: vec![lasso], threshold, weight_decay: 0.0, momentum: 0.0, ..recipe() };
+        let mut sgd = Sgd::new(&recipe, &net, None).unwrap();
+        step(&mut sgd, &net, 0, &[0.0; 4], &[0.0; 2]).unwrap();
+        numbers(&net).0
+    };
+    let close = |found: Vec<f32>, expected: [f32; 4]| {
+        found
+            .iter()
+            .zip(&expected)
+            .for_each(|(f, e)| assert!((f - e).abs() < 1e-6, "{found:?}, expected {expected:?}"));
+    };
+    // Rate 0.5, strength 0.5 times 2: by 0.5 in norm, which the second row does not have.
+    close(run(LassoUpdate::Proximal, 0.5, 0.0), [2.7, 3.6, 0.0, 0.0]);
+    // w - 0.5 w / ||w||.
+    close(run(LassoUpdate::Subgradient, 0.5, 0.0), [2.7, 3.6, -0.375, 0.0]);
+    close(run(LassoUpdate::Subgradient, 0.5, 0.4), [2.7, 3.6, 0.0, 0.0]);
+    close(run(LassoUpdate::Proximal, 0.0, 3.5), [0.0, 4.0, 0.0, 0.0]);
+}

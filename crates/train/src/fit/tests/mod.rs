@@ -1,5 +1,6 @@
 mod clip;
 mod rollback;
+mod sparse;
 
 use super::*;
 use crate::{ForceRule, Multiplier, Multipliers, Schedule};
