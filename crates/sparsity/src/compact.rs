@@ -1,8 +1,10 @@
+use crate::branches::drop_constant_sides;
 use crate::layer::Layer;
 use crate::liveness::Liveness;
 use crate::{Error, Result};
 use cofilter_graph::{Array, Conv2d, Linear, Model, NodeId, Op, PadChannels};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What was taken out of one convolution or fully connected layer. Channels are numbered as before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,9 @@ pub struct Removal {
 /// all of them have one and no padding: otherwise its border differs and it stays. Sums drop a channel on all sides or
 /// on none, concatenation and flattening carry blocks along, zero channels that were padded in are dropped like filters.
 ///
+/// A side of a sum whose channels are all the same everywhere goes as a whole, and with it a residual block that is all zero; where
+/// its channels are not zero, a batch normalisation that shifts takes its place.
+///
 /// What stays: inputs and outputs of the network; every channel into or out of a normalisation across channels, where
 /// even a zero separates its neighbours; the last channel of any value; and in a convolution with groups as many
 /// channels in every group as the fullest one needs.
@@ -43,6 +48,8 @@ pub struct Removal {
 /// [`Error::Graph`] for a number that is not finite.
 pub fn compact(model: &Model) -> Result<(Model, Vec<Removal>)> {
     model.check_finite()?;
+    let whole = model;
+    let model = &drop_constant_sides(whole)?;
     let liveness = Liveness::new(model);
     let kept: Vec<Vec<usize>> = model.graph().iter().map(|(id, _)| liveness.kept(id)).collect();
     let mut removals = Vec::new();
@@ -71,7 +78,30 @@ pub fn compact(model: &Model) -> Result<(Model, Vec<Removal>)> {
         };
         Ok::<_, Error>(b.add(node.name(), op, inputs, tensors)?)
     })?;
-    Ok((small, removals))
+    Ok((small, in_order(whole, model, removals)))
+}
+
+/// The removals in the order of the network's layers, with those of layers that are gone altogether.
+fn in_order(before: &Model, after: &Model, removals: Vec<Removal>) -> Vec<Removal> {
+    let gone = |layer: Layer<'_>| {
+        let inputs = layer.group_inputs() * layer.groups;
+        Removal {
+            layer: layer.name.into(),
+            filters_before: layer.filters,
+            filters: (0..layer.filters).collect(),
+            inputs_before: inputs,
+            inputs: (0..inputs).collect(),
+            params_before: before.tensors(layer.id).iter().map(|a| a.data().len()).sum(),
+            params_after: 0,
+        }
+    };
+    let mut shortened: BTreeMap<String, Removal> =
+        removals.into_iter().map(|r| (r.layer.clone(), r)).collect();
+    let of = |layer: Layer<'_>| match after.graph().find(layer.name) {
+        Ok(_) => shortened.remove(layer.name),
+        Err(_) => Some(gone(layer)),
+    };
+    Layer::all(before).into_iter().filter_map(of).collect()
 }
 
 /// A layer with these filters and these inputs only.

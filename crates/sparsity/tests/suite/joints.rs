@@ -1,6 +1,6 @@
 //! Values that meet: sums, concatenations, padded channels, groups.
 
-use crate::build::{assert_same_outputs, drawn, extents, kill_filters, kill_inputs};
+use crate::build::{assert_same_outputs, drawn, edit, extents, kill_filters, kill_inputs};
 use cofilter_graph::{Conv2d, Graph, Model, Op, Shape};
 use cofilter_sparsity::compact;
 
@@ -164,4 +164,82 @@ fn a_depthwise_convolution_stays() {
         kill_filters(&kill_filters(&drawn(b.finish(&[x]).unwrap(), 12), "stem", &[1]), "depthwise", &[1]);
     let (small, _) = compact(&model).unwrap();
     assert_eq!(small, model);
+}
+
+/// A block with batch normalisation whose last convolution is zero leaves what the normalisation adds.
+#[test]
+fn a_residual_block_of_zeros_goes_with_all_its_layers() {
+    let block = |with_norm: bool| {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(2, 6, 6)).unwrap();
+        let stem = b.conv2d("stem", x, Conv2d { padding: [1, 1], ..Conv2d::new(5, 3) }).unwrap();
+        let stem = b.relu("relu0", stem).unwrap();
+        let conv = |bias| Conv2d { padding: [1, 1], bias, ..Conv2d::new(5, 3) };
+        let a = b.conv2d("a", stem, conv(true)).unwrap();
+        let a = b.relu("relu", a).unwrap();
+        let mut a = b.conv2d("b", a, conv(!with_norm)).unwrap();
+        if with_norm {
+            a = b.batch_norm("bn", a, Default::default()).unwrap();
+        }
+        let s = b.sum("sum", &[a, stem]).unwrap();
+        let s = b.relu("relu2", s).unwrap();
+        let y = b.conv2d("head", s, Conv2d::new(3, 3)).unwrap();
+        drawn(b.finish(&[y]).unwrap(), 8)
+    };
+    let plain = kill_filters(&block(false), "b", &[0, 1, 2, 3, 4]);
+    let (small, removals) = compact(&plain).unwrap();
+    assert_same_outputs("a block of zeros", &plain, &small);
+    let names: Vec<&str> = small.graph().nodes().iter().map(|node| node.name()).collect();
+    assert_eq!(names, ["data", "stem", "relu0", "relu2", "head"]);
+    let gone: Vec<(&str, usize, usize)> =
+        removals.iter().map(|r| (r.layer.as_str(), r.filters.len(), r.params_after)).collect();
+    assert_eq!(gone, [("a", 5, 0), ("b", 5, 0)]);
+
+    let normed =
+        edit(&kill_filters(&block(true), "b", &[0, 1, 2, 3, 4]), "bn.bias", |i, _| 0.1 * i[0] as f32);
+    let (small, removals) = compact(&normed).unwrap();
+    assert_same_outputs("a block of constants", &normed, &small);
+    let left = small.graph().find("sum").unwrap();
+    assert!(matches!(small.graph().node(left).op(), Op::BatchNorm(_)) && removals.len() == 2);
+    assert_eq!(compact(&small).unwrap(), (small, vec![]), "one call reaches the fixed point");
+}
+
+#[test]
+fn a_sum_that_is_an_output_or_has_no_other_side_stays() {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(2, 6, 6)).unwrap();
+    let l = b.conv2d("left", x, Conv2d::new(5, 3)).unwrap();
+    let r = b.conv2d("right", x, Conv2d::new(5, 3)).unwrap();
+    let s = b.sum("sum", &[l, r]).unwrap();
+    let model = kill_filters(&drawn(b.finish(&[s]).unwrap(), 7), "left", &[0, 1, 2, 3, 4]);
+    let (small, _) = compact(&model).unwrap();
+    assert_same_outputs("an output", &model, &small);
+    assert!(small.graph().find("sum").is_ok());
+}
+
+/// Depth of a real network: the second convolution of every second block is zero.
+#[test]
+fn a_resnet_without_some_of_its_blocks_has_the_same_outputs() {
+    for name in ["resnet20", "resnet20_projection"] {
+        let network = cofilter_zoo::Network::by_name(name, &cofilter_zoo::Config::default()).unwrap();
+        let mut model = network.model(5).unwrap();
+        let blocks: Vec<String> = network
+            .force_layers
+            .iter()
+            .filter(|layer| layer.ends_with("conv2"))
+            .step_by(2)
+            .cloned()
+            .collect();
+        for layer in &blocks {
+            let all: Vec<usize> = (0..extents(&model, layer)[0]).collect();
+            model = kill_filters(&model, layer, &all);
+        }
+        let (small, removals) = compact(&model).unwrap();
+        assert_same_outputs(name, &model, &small);
+        for layer in &blocks {
+            assert!(small.graph().find(layer).is_err(), "{name}: {layer} is left");
+            assert!(removals.iter().any(|r| r.layer == *layer && r.params_after == 0), "{name}: {layer}");
+        }
+        assert!(small.cost().macs() * 3 < model.cost().macs() * 2, "{name}");
+    }
 }
