@@ -9,7 +9,7 @@ use crate::evaluate::{self, Accuracy, preprocessing, threads};
 use crate::output::{Output, short, table};
 use crate::source::{About, Source};
 use crate::verify::{Limits, Verdict};
-use crate::{decompose, finetune};
+use crate::{decompose, finetune, prune};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_data::Split;
 use cofilter_graph::{Artifact, Model};
@@ -237,6 +237,16 @@ impl Args {
                     let images = images(&now, of.images).with_context(fail)?;
                     decompose::restate(&now, &before.model, &calibration(&images, self.threads))
                         .with_context(fail)?
+                }
+                Stage::Prune(pruning) => {
+                    let (result, report) = prune::apply(&now, pruning).with_context(fail)?;
+                    eprintln!("stage {number}, {name}:\n{}", report.text());
+                    result
+                }
+                Stage::Compact => {
+                    let (result, report) = prune::shrink(&now).with_context(fail)?;
+                    eprintln!("stage {number}, {name}:\n{}", report.text());
+                    result
                 }
                 Stage::Staged(_) => unreachable!("a recipe that was read has its parts instead"),
                 Stage::Finetune(settings) => {

@@ -6,7 +6,7 @@ use crate::source::Source;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::Split;
 use cofilter_graph::{Artifact, Model};
-use cofilter_train::{Device, Fit, Outcome, Progress, Recipe, fit};
+use cofilter_train::{Device, Fit, Freeze, Outcome, Progress, Recipe, fit};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Images of an update, instead of the recipe's
     #[arg(long)]
     batch: Option<usize>,
+    /// Weights that are zero stay so, as after `prune` (a recipe can say which, `freeze`)
+    #[arg(long)]
+    keep_zeros: bool,
     /// Network whose class scores are learnt from as well: the dense one, an artifact or ONNX (a recipe says how much,
     /// `distillation`)
     #[arg(long, value_name = "FILE")]
@@ -69,6 +72,9 @@ impl Args {
         recipe.iterations = self.iterations.unwrap_or(recipe.iterations);
         recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
         recipe.batch = self.batch.unwrap_or(recipe.batch);
+        if self.keep_zeros {
+            recipe.freeze.get_or_insert(Freeze::Elements);
+        }
         let teacher = match &self.teacher {
             None => None,
             Some(path) => {

@@ -10,6 +10,7 @@ mod evaluate;
 mod finetune;
 mod inspect;
 mod output;
+mod prune;
 mod rank;
 mod rank_report;
 mod run;
@@ -67,6 +68,8 @@ enum Command {
     Rank(rank::Args),
     /// Replace layers by pairs of lower rank
     Decompose(decompose::Args),
+    /// Set the smallest weights to zero, and take out what is all zero
+    Prune(prune::Args),
     /// Train a network further
     Finetune(finetune::Args),
     /// Measure the accuracy of a network on a data set
@@ -123,6 +126,7 @@ fn execute(command: &Command) -> Result<Option<Output>> {
         Command::Verify(args) => args.run(),
         Command::Rank(args) => args.run(),
         Command::Decompose(args) => args.run(),
+        Command::Prune(args) => args.run(),
         Command::Finetune(args) => args.run(),
         Command::Evaluate(args) => args.run(),
         Command::Run(args) => args.run(),

@@ -33,7 +33,7 @@ fn every_command_of_the_guide_works() {
             _ => {}
         }
     }
-    assert_eq!(commands, 21, "commands in the guide");
+    assert_eq!(commands, 25, "commands in the guide");
     // What they came to.
     let before = json(folder, &["evaluate", "lenet.safetensors", "--data", "digits"]);
     let after = json(folder, &["evaluate", "tuned.safetensors", "--data", "digits"]);
@@ -55,6 +55,18 @@ fn every_command_of_the_guide_works() {
     assert!(rank < 50, "conv2 keeps all ranks");
     assert_eq!(json(folder, &["compress", "clip.toml"])["ranks"]["conv2"], rank);
     assert!(stdout(folder, &["compress", "clip.toml", "--dry-run"]).contains("a stage clips ranks"));
+    // Zeros are there, stay there, and what is all zero is gone.
+    let zeros = |name: &str| {
+        let model = Artifact::load(&folder.join(format!("{name}.safetensors"))).unwrap().model;
+        let layers = cofilter_sparsity::density(&model);
+        let zeros: usize = layers.iter().map(|layer| layer.weights - layer.nonzeros).sum();
+        (zeros, layers.iter().map(|layer| layer.weights).sum::<usize>(), model.cost().macs())
+    };
+    let (sparse, tuned) = (zeros("sparse"), zeros("sparse-tuned"));
+    assert!(sparse.0 * 10 > sparse.1 * 5 && tuned.0 >= sparse.0, "{sparse:?} {tuned:?}");
+    assert!(zeros("narrow").2 * 10 < zeros("tuned").2 * 9);
+    let learnt = zeros("learnt");
+    assert!(learnt.0 * 10 > learnt.1 * 3 && learnt.2 <= zeros("tuned").2, "{learnt:?}");
     // The recipe again: nothing is trained a second time, and the same bytes are written.
     let written = std::fs::read(folder.join("compressed.safetensors")).unwrap();
     let output = cofilter(folder, &["compress", "compress.toml"]);
@@ -86,7 +98,7 @@ fn errors_name_file_and_reason() {
     std::fs::write(folder.join("text.txt"), "hello").unwrap();
     std::fs::write(folder.join("empty.onnx"), "").unwrap();
     let handmade = at("onnx/handmade.onnx");
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["inspect", &handmade, "--scale", "nan"], "scale: expected a finite number above 0"),
         (&["inspect", &handmade, "--resize", "0x0"], "resize 0x0: expected at least 16x16"),
         (&["inspect", &handmade, "--mean-values", "1,2,3"], "3 numbers for 2 planes"),
@@ -100,6 +112,10 @@ fn errors_name_file_and_reason() {
             &["convert", &at("onnx/handmade.onnx"), "-o", "a.pdf"],
             "a.pdf: expected a name that ends in .onnx or .safetensors",
         ),
+        (&["prune", &handmade, "-o", "a.onnx"], "nothing to do: expected `--sparsity`"),
+        (&["prune", &handmade, "--sparsity", "1.5", "-o", "a.onnx"], "the sparsity is 1.5"),
+        (&["prune", &handmade, "--pattern", "0:4", "-o", "a.onnx"], "expected 1 to 4 of 4 weights, found 0"),
+        (&["prune", &handmade, "--layers", "no=0.5", "-o", "a.onnx"], "names `no`, which is no layer"),
         (&["evaluate", &at("onnx/handmade.onnx"), "--data", "."], "says not how images become its input"),
     ];
     for (args, reason) in cases {

@@ -91,11 +91,19 @@ enum End {
 
 fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> {
     model.check_finite()?;
-    if fit.recipe.clip.is_some() && fit.masks.is_some() {
-        return Err(Error::Recipe("clip: masks are of the ranks that the network begins with".into()));
-    }
-    if fit.recipe.prune.is_some() && fit.masks.is_some() {
-        return Err(Error::Recipe("prune: it makes masks of its own, there are others already".into()));
+    let recipe = fit.recipe;
+    let masks = recipe.freeze.map(|freeze| freeze.masks(model));
+    let (given, frozen) = (fit.masks.is_some(), masks.is_some());
+    let conflict = [
+        (
+            recipe.clip.is_some() && (given || frozen),
+            "clip: masks are of the ranks that the network begins with",
+        ),
+        (recipe.prune.is_some() && given, "prune: it makes masks of its own, there are others already"),
+        (frozen && given, "freeze: there are other masks already"),
+    ];
+    if let Some((_, reason)) = conflict.into_iter().find(|(found, _)| *found) {
+        return Err(Error::Recipe(reason.into()));
     }
     let pipeline = Pipeline::new(fit.train, fit.preprocessing, &fit.recipe.augment, fit.recipe.seed)?;
     let mut run = Run {
@@ -107,7 +115,7 @@ fn fit_until(model: &Model, fit: &Fit<'_>, end: Option<End>) -> Result<Outcome> 
         rollbacks: 0,
         memory: Memory::default(),
         anchor: None,
-        masks: None,
+        masks,
         end,
     };
     let mut trainer = run.trainer(model)?;
@@ -162,7 +170,7 @@ struct Run<'a> {
     memory: Memory,
     /// Where it is rolled back to, if it may be.
     anchor: Option<Checkpoint>,
-    /// What was pruned so far.
+    /// What is kept at zero, beside [`Fit::masks`]: frozen, or pruned so far.
     masks: Option<Params<Array>>,
     end: Option<End>,
 }
@@ -177,7 +185,9 @@ impl Run<'_> {
             self.saved = Some(checkpoint.iteration);
             self.rollbacks = checkpoint.state.rollbacks;
             self.memory = Memory::new(checkpoint.state.learnt);
-            self.masks = checkpoint.masks;
+            if checkpoint.masks.is_some() {
+                self.masks = checkpoint.masks;
+            }
             trainer = self.trainer(&checkpoint.model)?;
             trainer.resume(checkpoint.iteration, checkpoint.momentum);
         }
@@ -211,7 +221,8 @@ impl Run<'_> {
             iteration: trainer.iteration(),
             records: self.history.records().len(),
             state: self.state(),
-            masks: self.masks.clone(),
+            // Others follow from the network that the run begins with.
+            masks: self.masks.clone().filter(|_| self.fit.recipe.prune.is_some()),
         })
     }
 
@@ -221,7 +232,9 @@ impl Run<'_> {
         let Some(anchor) = self.anchor.take_if(|_| may) else { return Err(error) };
         self.rollbacks += 1;
         self.memory = Memory::new(anchor.state.learnt);
-        self.masks.clone_from(&anchor.masks);
+        if self.fit.recipe.prune.is_some() {
+            self.masks.clone_from(&anchor.masks);
+        }
         self.history.truncate(anchor.records)?;
         *trainer = self.trainer(&anchor.model)?;
         trainer.resume(anchor.iteration, anchor.momentum.clone());

@@ -45,5 +45,5 @@ pub use progress::Progress;
 pub use recipe::{Decay, ForceRule, Recipe};
 pub use rollback::Rollback;
 pub use schedule::Schedule;
-pub use sparse::{GroupLasso, LassoUpdate, Prune};
+pub use sparse::{Freeze, GroupLasso, LassoUpdate, Prune};
 pub use trainer::{Step, Trainer};

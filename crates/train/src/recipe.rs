@@ -1,4 +1,4 @@
-use crate::{Clip, Distillation, Error, GroupLasso, Multipliers, Prune, Result, Rollback, Schedule};
+use crate::{Clip, Distillation, Error, Freeze, GroupLasso, Multipliers, Prune, Result, Rollback, Schedule};
 use cofilter_data::Augment;
 use cofilter_force::{Direction, Force, Rule, Scaling};
 use cofilter_graph::{Graph, Op};
@@ -40,6 +40,9 @@ pub struct Recipe {
     /// Pruning by magnitude on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prune: Option<Prune>,
+    /// Which zeros of the network that the training begins with stay zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// Factors of learning rate and decay.
     pub multipliers: Multipliers,
     /// Largest Euclidean norm of all gradients together.
@@ -87,6 +90,7 @@ impl Default for Recipe {
             lasso: Vec::new(),
             threshold: 0.0,
             prune: None,
+            freeze: None,
             multipliers: Multipliers::default(),
             clip_gradients: None,
             output_weights: Vec::new(),
@@ -264,6 +268,9 @@ impl Recipe {
         self.lasso.iter().try_for_each(|lasso| lasso.check(graph))?;
         if let Some(prune) = &self.prune {
             prune.check(graph, self.iterations)?;
+            if self.freeze.is_some() {
+                return bad("prune: it keeps its zeros anyway, `freeze` beside it makes no sense".into());
+            }
             if self.clip.is_some() {
                 return bad("prune: zeros are of the ranks that the network has, which `clip` changes".into());
             }

@@ -1,10 +1,31 @@
 //! What makes a network sparse while it is trained.
 
 use crate::{Error, Result};
-use cofilter_graph::Graph;
-use cofilter_sparsity::{Grouping, Pattern, Pruning};
+use cofilter_graph::{Graph, Model};
+use cofilter_sparsity::{Grouping, Masks, Pattern, Pruning, masks_of_zero_groups, masks_of_zeros};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Which zeros of the weights of convolutions and fully connected layers stay zero (the authors' `connectivity_mode`; paper, section
+/// 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Freeze {
+    /// Each of them (`DISCONNECTED_ELTWISE`).
+    Elements,
+    /// Those of groups that are all zero (`DISCONNECTED_GRPWISE`); others learn again.
+    Groups(Grouping),
+}
+
+impl Freeze {
+    /// The masks for a network.
+    pub(crate) fn masks(self, model: &Model) -> Masks {
+        match self {
+            Self::Elements => masks_of_zeros(model),
+            Self::Groups(grouping) => masks_of_zero_groups(model, grouping),
+        }
+    }
+}
 
 /// Group lasso of chosen nodes, `strength * sum_g ||w_g||` over groups of weights (structured sparsity learning, Wen et al. 2016; paper,
 /// section 5). No factor for the size of a group, as in the authors' code.

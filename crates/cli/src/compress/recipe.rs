@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_data::Augment;
 use cofilter_lowrank::target::SurveySettings;
 use cofilter_lowrank::{RankRule, Settings};
+use cofilter_sparsity::Pruning;
 use cofilter_train::Schedule;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -70,6 +71,10 @@ pub(super) enum Stage {
     Target(Speedup),
     /// New statistics of batch normalisations, after a decomposition by the weights alone.
     BatchNorm(Images),
+    /// The smallest weights become zero; a `finetune` after it keeps them there with `freeze`.
+    Prune(Pruning),
+    /// Takes out what is all zero.
+    Compact,
     Finetune(Box<cofilter_train::Recipe>),
     /// A little smaller, trained further, and again. Stands for as many pairs of stages.
     Staged(Box<Staged>),
@@ -156,13 +161,15 @@ impl Stage {
             Self::DecomposeCalibrated(_) => "decompose_calibrated",
             Self::Target(_) => "target",
             Self::BatchNorm(_) => "batch_norm",
+            Self::Prune(_) => "prune",
+            Self::Compact => "compact",
             Self::Finetune(_) => "finetune",
             Self::Staged(_) => "staged",
         }
     }
 
     pub(super) fn decomposes(&self) -> bool {
-        !matches!(self, Self::Finetune(_) | Self::BatchNorm(_))
+        matches!(self, Self::Decompose(_) | Self::DecomposeCalibrated(_) | Self::Target(_) | Self::Staged(_))
     }
 
     /// Whether it learns from the network that the recipe begins with.
@@ -181,13 +188,13 @@ impl Stage {
             Self::Decompose(settings) => Some(&settings.rule),
             Self::DecomposeCalibrated(of) => Some(&of.settings.rule),
             Self::Finetune(recipe) => recipe.clip.as_ref().map(|clip| &clip.rule),
-            Self::Target(_) | Self::BatchNorm(_) | Self::Staged(_) => None,
+            Self::Target(_) | Self::BatchNorm(_) | Self::Prune(_) | Self::Compact | Self::Staged(_) => None,
         }
     }
 
     /// Whether it looks at images.
     pub(super) fn needs_data(&self) -> bool {
-        !matches!(self, Self::Decompose(_))
+        !matches!(self, Self::Decompose(_) | Self::Prune(_) | Self::Compact)
     }
 }
 
@@ -317,8 +324,8 @@ impl Recipe {
     fn check(&self) -> Result<()> {
         ensure!(
             !self.stages.is_empty(),
-            "no stages: expected [[stages]] with `stage` one of decompose, decompose_calibrated, target, batch_norm, finetune, \
-             staged"
+            "no stages: expected [[stages]] with `stage` one of decompose, decompose_calibrated, target, batch_norm, prune, compact, \
+             finetune, staged"
         );
         ensure!(self.model.is_some(), "no network: expected `model`, or `--model`");
         let seconds = self.bench.seconds;
@@ -340,9 +347,12 @@ impl Recipe {
                 Stage::DecomposeCalibrated(of) => of.images,
                 Stage::Target(of) => of.images,
                 Stage::BatchNorm(of) => of.images,
-                Stage::Decompose(_) | Stage::Finetune(_) | Stage::Staged(_) => 1,
+                _ => 1,
             };
             ensure!(images > 0, "stage {}, {}: expected at least 1 image, found 0", at + 1, stage.name());
+            if let Stage::Prune(pruning) = stage {
+                pruning.check().with_context(|| format!("stage {}, prune", at + 1))?;
+            }
             if let Stage::Target(Speedup { speedup, survey, .. }) = stage {
                 ensure!(
                     speedup.is_finite() && *speedup > 1.0,
@@ -360,6 +370,15 @@ impl Recipe {
             }
         }
         for (at, pair) in self.stages.windows(2).enumerate() {
+            if let [Stage::Prune(_), Stage::Finetune(recipe)] = pair
+                && recipe.freeze.is_none()
+            {
+                tracing::warn!(
+                    "stage {}: without `freeze` all zeros of stage {} learn again",
+                    at + 2,
+                    at + 1
+                );
+            }
             ensure!(
                 !matches!(pair[1], Stage::BatchNorm(_)) || matches!(pair[0], Stage::Decompose(_)),
                 "stage {}, batch_norm: expected right after `decompose`, found after `{}`{}",

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{GroupLasso, LassoUpdate, Prune};
+use crate::{Freeze, GroupLasso, LassoUpdate, Prune};
 use cofilter_sparsity::{Grouping, Groups, Pattern, Pruning, Scope};
 
 fn pruning(prune: Prune) -> Recipe {
@@ -109,5 +109,37 @@ fn sparse_recipes_that_make_no_sense_are_named() {
     for (recipe, expected) in cases {
         let error = recipe.check(model().graph()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}, expected {expected}");
+    }
+}
+
+#[test]
+fn zeros_are_frozen_one_by_one_or_group_by_group() {
+    let dense = Setting::new(Recipe { iterations: 12, ..recipe() });
+    let pruned = |pattern, sparsity| {
+        let pruning = Pruning { sparsity, pattern, ..Pruning::default() };
+        cofilter_sparsity::prune_magnitude(&dense.model, &pruning).unwrap().0
+    };
+    let after = |model: &Model, freeze| {
+        let recipe = Recipe { freeze, ..dense.recipe.clone() };
+        let setting = Setting { model: model.clone(), recipe, ..Setting::new(Recipe::default()) };
+        let whole = trained(setting.run(None, None)).model;
+        let folder = tempfile::tempdir().unwrap();
+        setting.run(Some(folder.path()), Some(End::Stop(5)));
+        assert_eq!(trained(setting.run(Some(folder.path()), None)).model, whole);
+        zeros(&whole, "conv2")
+    };
+    let elements = pruned(Pattern::Elements, 0.6);
+    let before = zeros(&elements, "conv2");
+    assert!(before > 100);
+    assert_eq!(after(&elements, Some(Freeze::Elements)), before);
+    assert!(after(&elements, Some(Freeze::Groups(Grouping::Filters))) < before / 10);
+    assert!(after(&elements, None) < before / 10);
+    let columns = pruned(Pattern::Groups(Grouping::Columns), 0.5);
+    assert_eq!(after(&columns, Some(Freeze::Groups(Grouping::Columns))), zeros(&columns, "conv2"));
+    let masks = cofilter_sparsity::masks_of_zeros(&columns);
+    for recipe in [pruning(gradual()), Recipe { freeze: Some(Freeze::Elements), ..recipe() }] {
+        let setting = Setting::new(recipe);
+        let job = Fit { masks: Some(&masks), ..setting.fit(None) };
+        assert!(matches!(fit(&setting.model, &job), Err(Error::Recipe(_))));
     }
 }
