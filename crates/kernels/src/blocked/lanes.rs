@@ -82,4 +82,18 @@ pub(crate) trait Lanes: 'static {
     /// A vector whose lane `i < 16` is the sum of all lanes of `rows[i]`; rows from `count` on are not looked at, and their
     /// lanes are zero. Always in the same order on one tier.
     unsafe fn sums(rows: &[Self::Vector; 16], count: usize) -> Self::Vector;
+    /// Lane `j` of row `i` becomes lane `i` of row `j`.
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [Self::Vector; 16]) {
+        let mut numbers = [[0.0; 16]; 16];
+        let mut turned = [[0.0; 16]; 16];
+        // SAFETY: handed on from the caller; rows of sixteen numbers are written and read.
+        unsafe {
+            numbers.iter_mut().zip(rows.iter()).for_each(|(to, row)| Self::store(to.as_mut_ptr(), *row));
+            for (i, row) in turned.iter_mut().enumerate() {
+                row.iter_mut().zip(&numbers).for_each(|(to, from)| *to = from[i]);
+            }
+            rows.iter_mut().zip(&turned).for_each(|(row, from)| *row = Self::load(from.as_ptr()));
+        }
+    }
 }

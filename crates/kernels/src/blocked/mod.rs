@@ -18,6 +18,7 @@ mod pool;
 mod relayout;
 mod rowwise;
 mod sequence;
+mod sparse;
 mod team;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -182,4 +182,35 @@ impl Lanes for Avx512 {
             )
         }
     }
+
+    #[inline(always)]
+    unsafe fn transpose(r: &mut [__m512; 16]) {
+        // SAFETY: as above.
+        unsafe {
+            let pd = |v: __m512| _mm512_castps_pd(v);
+            let ps = |v: __m512d| _mm512_castpd_ps(v);
+            // Pairs of rows, then fours: `four[4 i + j]` has columns j, 4 + j, 8 + j, 12 + j of rows 4 i to 4 i + 3, one in each quarter.
+            let mut four = [r[0]; 16];
+            for i in 0..4 {
+                let [a, b, c, d] = [r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]];
+                let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (low2, high2) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                four[4 * i] = ps(_mm512_unpacklo_pd(pd(low), pd(low2)));
+                four[4 * i + 1] = ps(_mm512_unpackhi_pd(pd(low), pd(low2)));
+                four[4 * i + 2] = ps(_mm512_unpacklo_pd(pd(high), pd(high2)));
+                four[4 * i + 3] = ps(_mm512_unpackhi_pd(pd(high), pd(high2)));
+            }
+            // Even and odd quarters of two fours, then of all.
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(four[j], four[4 + j]);
+                let even2 = _mm512_shuffle_f32x4::<0x88>(four[8 + j], four[12 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(four[j], four[4 + j]);
+                let odd2 = _mm512_shuffle_f32x4::<0xdd>(four[8 + j], four[12 + j]);
+                r[j] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+                r[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+                r[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even2);
+                r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd2);
+            }
+        }
+    }
 }

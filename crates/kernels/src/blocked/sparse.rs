@@ -1,0 +1,374 @@
+//! Convolutions whose weights are zero here and there.
+//!
+//! The map that is read is planar, so sixteen neighbouring pixels of a channel fill a vector, and a weight is one multiplication of such
+//! vectors by a number: weights that are zero cost nothing. A tile of [`most_vectors`] vectors of pixels is computed for
+//! [`FILTERS`] filters at once, so that every vector that is read serves all of them. Which filters have a weight at a place of the
+//! window is one of fifteen patterns, and places are sorted by it: each pattern is a loop of its own without a branch, with sums that
+//! stay in registers.
+#![expect(unsafe_code, reason = "pixels are read and written through pointers to shared memory")]
+
+use super::conv::check;
+use super::lanes::{Kernel, Lanes};
+use super::memory::Memory;
+use super::sequence::{Stage, Step};
+use super::{BLOCK, View, Weights, Window};
+use crate::tier::{self, Tier};
+
+/// Filters computed at once.
+const FILTERS: usize = 4;
+/// Filters that have a weight at a place: a bit each.
+const PATTERNS: usize = 1 << FILTERS;
+/// Most vectors of pixels in a tile, on any tier.
+const VECTORS: usize = 6;
+
+impl Step {
+    /// Whether [`Step::sparse_conv`] computes a convolution of this window from this map.
+    pub fn sparse_conv_fits(window: &Window, src: &View) -> bool {
+        let Window { kernel, stride, padding, dilation, groups } = *window;
+        let out = |d: usize| (src.size[d] + 2 * padding[d]).checked_sub(dilation[d] * (kernel[d] - 1));
+        let (Some(height), Some(width)) = (out(0), out(1)) else { return false };
+        groups == 1
+            && stride == [1, 1]
+            && src.pixel_stride == 1
+            && src.phases == 1
+            && height > 0
+            && width > 0
+            && (height - 1) * src.row_stride + width >= BLOCK
+    }
+
+    /// A convolution that does nothing for weights of zero, from a planar map to a blocked one; otherwise as [`Step::conv`].
+    ///
+    /// # Panics
+    /// As [`Step::conv`], and if [`Step::sparse_conv_fits`] says no.
+    pub fn sparse_conv(
+        window: Window,
+        weights: Weights<'_>,
+        src: &View,
+        add: Option<&View>,
+        dst: &View,
+    ) -> Self {
+        Self::from_stage(Sparse::new(tier::active(), window, &weights, src, add, dst))
+    }
+}
+
+/// Filters of a block of channels that are computed at once.
+#[derive(Debug)]
+struct Packed {
+    bias: [f32; FILTERS],
+    /// Where the places of each pattern begin; and the end.
+    places: [u32; PATTERNS + 1],
+    /// Where their weights begin.
+    weights: [u32; PATTERNS],
+}
+
+/// Neighbouring pixels, across the ends of rows.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// First pixel that is read, counted with the border.
+    start: usize,
+    /// Vectors.
+    vectors: usize,
+    /// First pixel that is written: those before belong to the tile before.
+    from: usize,
+}
+
+#[derive(Debug)]
+struct Sparse {
+    tier: &'static Tier,
+    window: Window,
+    src: View,
+    add: Option<View>,
+    relu: bool,
+    /// For each block of the result as many as it takes.
+    filters: Vec<Packed>,
+    /// Distances of places from the first one of the window.
+    places: Vec<u32>,
+    weights: Vec<f32>,
+    tiles: Vec<Tile>,
+    dst: View,
+}
+
+/// Vectors of pixels whose sums stay in the registers of a tier, beside those that are read and a weight.
+struct MostVectors;
+
+impl Kernel for MostVectors {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) -> usize {
+        ((L::SUMS + 2) / (FILTERS + 1)).clamp(1, VECTORS)
+    }
+}
+
+/// Cuts so many pixels into tiles of at most so many vectors; the last one reaches back, so that nothing behind the end is read.
+fn tiles(pixels: usize, most: usize) -> Vec<Tile> {
+    let vectors = pixels.div_ceil(BLOCK);
+    // One tile that reached back would begin before the first pixel.
+    let count = vectors.div_ceil(most).max(if pixels.is_multiple_of(BLOCK) { 1 } else { 2 });
+    let mut tiles = Vec::with_capacity(count);
+    let mut done = 0;
+    for i in 0..count {
+        let of = (vectors - done).div_ceil(count - i);
+        let from = done * BLOCK;
+        tiles.push(Tile { start: from.min(pixels - of * BLOCK), vectors: of, from });
+        done += of;
+    }
+    tiles
+}
+
+impl Sparse {
+    fn new(
+        tier: &'static Tier,
+        window: Window,
+        weights: &Weights<'_>,
+        src: &View,
+        add: Option<&View>,
+        dst: &View,
+    ) -> Self {
+        check(&window, weights, src, add, dst);
+        assert!(Step::sparse_conv_fits(&window, src), "sparse convolution: {window:?} of {src:?}");
+        let [height, width] = window.kernel;
+        let columns = src.channels() * height * width;
+        // Distance of each column of the weight matrix.
+        let distance = |column: usize| {
+            let (channel, r, s) = (column / (height * width), column / width % height, column % width);
+            channel * src.block_stride + r * window.dilation[0] * src.row_stride + s * window.dilation[1]
+        };
+        // SAFETY: the kernel reads and writes nothing.
+        let most = unsafe { tier.launch(MostVectors) };
+        let mut sparse = Self {
+            tier,
+            window,
+            src: src.clone(),
+            add: add.cloned(),
+            relu: weights.relu,
+            filters: Vec::new(),
+            places: Vec::new(),
+            weights: Vec::new(),
+            tiles: tiles((dst.size[0] - 1) * src.row_stride + dst.size[1], most),
+            dst: dst.clone(),
+        };
+        let mut first = 0;
+        for &lanes in dst.lanes.iter() {
+            for lane in (0..BLOCK).step_by(FILTERS) {
+                let filters = first + lane..(first + usize::from(lanes)).min(first + lane + FILTERS);
+                let weight = |filter: usize, column: usize| weights.weight[filter * columns + column];
+                let mut by_pattern: [Vec<usize>; PATTERNS] = Default::default();
+                for column in 0..columns {
+                    let bit = |(i, filter)| usize::from(weight(filter, column) != 0.0) << i;
+                    by_pattern[filters.clone().enumerate().map(bit).sum::<usize>()].push(column);
+                }
+                let mut packed =
+                    Packed { bias: [0.0; FILTERS], places: [0; PATTERNS + 1], weights: [0; PATTERNS] };
+                for (i, filter) in filters.clone().enumerate() {
+                    packed.bias[i] = weights.bias.map_or(0.0, |bias| bias[filter]);
+                }
+                // Places without any weight are left out.
+                by_pattern[0].clear();
+                for (pattern, columns) in by_pattern.iter().enumerate() {
+                    packed.places[pattern] = small(sparse.places.len());
+                    packed.weights[pattern] = small(sparse.weights.len());
+                    for &column in columns {
+                        sparse.places.push(small(distance(column)));
+                        let nonzero =
+                            filters.clone().map(|filter| weight(filter, column)).filter(|w| *w != 0.0);
+                        sparse.weights.extend(nonzero);
+                    }
+                }
+                packed.places[PATTERNS] = small(sparse.places.len());
+                sparse.filters.push(packed);
+            }
+            first += usize::from(lanes);
+        }
+        sparse
+    }
+}
+
+fn small(number: usize) -> u32 {
+    u32::try_from(number).expect("a map of less than 2^32 numbers")
+}
+
+impl Stage for Sparse {
+    fn reads(&self) -> Vec<&View> {
+        [&self.src].into_iter().chain(&self.add).collect()
+    }
+
+    fn write(&self) -> &View {
+        &self.dst
+    }
+
+    fn scratch_len(&self) -> usize {
+        BLOCK * BLOCK * VECTORS
+    }
+
+    fn weight_bytes(&self) -> usize {
+        size_of_val(&*self.weights) + size_of_val(&*self.places) + size_of_val(&*self.filters)
+    }
+
+    fn jobs(&self, images: usize) -> usize {
+        images * self.tiles.len() * self.dst.blocks()
+    }
+
+    unsafe fn run(&self, job: usize, _images: usize, memory: &Memory, scratch: *mut f32) {
+        // Blocks of a tile come one after the other: they read the same pixels.
+        let (block, tile) = (job % self.dst.blocks(), job / self.dst.blocks() % self.tiles.len());
+        let image = job / self.dst.blocks() / self.tiles.len();
+        // SAFETY: handed on from the caller; jobs differ in image, block or pixels.
+        unsafe {
+            self.tier.launch(Part { sparse: self, memory, scratch, image, block, tile: self.tiles[tile] });
+            if tile == 0 {
+                memory.clear_border(&self.dst, image, block..block + 1, 0..self.dst.size[0]);
+            }
+        }
+    }
+}
+
+/// A tile of a block of channels.
+struct Part<'a> {
+    sparse: &'a Sparse,
+    memory: &'a Memory,
+    scratch: *mut f32,
+    image: usize,
+    block: usize,
+    tile: Tile,
+}
+
+impl Kernel for Part<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: handed on from the caller.
+        unsafe {
+            match self.tile.vectors {
+                1 => self.vectors::<L, 1>(),
+                2 => self.vectors::<L, 2>(),
+                3 => self.vectors::<L, 3>(),
+                4 => self.vectors::<L, 4>(),
+                5 => self.vectors::<L, 5>(),
+                _ => self.vectors::<L, VECTORS>(),
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// All filters of the block, for so many vectors of pixels.
+    ///
+    /// # Safety
+    /// As [`Stage::run`]; the machine has `L` and the caller is compiled for it.
+    #[inline(always)]
+    unsafe fn vectors<L: Lanes, const N: usize>(&self) {
+        let Sparse { window, src, filters, .. } = self.sparse;
+        let [above, left] = window.padding.map(|padding| padding as isize);
+        let pixels = self.memory.at(src, self.image, 0, -above, -left);
+        let each = BLOCK / FILTERS;
+        // SAFETY: all places of the window are inside the map for all pixels of a tile; scratch is long enough.
+        unsafe {
+            let pixels = pixels.add(self.tile.start);
+            for (i, packed) in filters[self.block * each..(self.block + 1) * each].iter().enumerate() {
+                let sums = self.sums::<L, N>(packed, pixels);
+                for (f, sums) in sums.iter().enumerate() {
+                    for (n, sum) in sums.iter().enumerate() {
+                        L::store(self.scratch.add(((i * FILTERS + f) * N + n) * BLOCK), *sum);
+                    }
+                }
+            }
+            self.write::<L, N>();
+        }
+    }
+
+    /// The sums of some filters.
+    ///
+    /// # Safety
+    /// As [`Part::vectors`]; the tile begins at `pixels`.
+    #[inline(always)]
+    unsafe fn sums<L: Lanes, const N: usize>(
+        &self,
+        packed: &Packed,
+        pixels: *const f32,
+    ) -> [[L::Vector; N]; FILTERS] {
+        // SAFETY: handed on from the caller.
+        unsafe {
+            let mut sums = packed.bias.map(|bias| [L::splat(bias); N]);
+            macro_rules! patterns {
+                ($($pattern:literal)*) => {
+                    $(self.pattern::<L, N, $pattern>(packed, pixels, &mut sums);)*
+                };
+            }
+            patterns!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+            sums
+        }
+    }
+
+    /// All places at which just the filters of `P` have a weight.
+    ///
+    /// # Safety
+    /// As [`Part::sums`].
+    #[inline(always)]
+    unsafe fn pattern<L: Lanes, const N: usize, const P: usize>(
+        &self,
+        packed: &Packed,
+        pixels: *const f32,
+        sums: &mut [[L::Vector; N]; FILTERS],
+    ) {
+        let places = &self.sparse.places[packed.places[P] as usize..packed.places[P + 1] as usize];
+        let weights = &self.sparse.weights[packed.weights[P] as usize..];
+        debug_assert!(weights.len() >= places.len() * P.count_ones() as usize, "a weight for each filter");
+        let mut weight = weights.as_ptr();
+        for &place in places {
+            // SAFETY: handed on from the caller; the weights of a pattern are one for each place and filter.
+            unsafe {
+                let src = pixels.add(place as usize);
+                let values: [L::Vector; N] = std::array::from_fn(|n| L::load(src.add(n * BLOCK)));
+                for (f, sums) in sums.iter_mut().enumerate() {
+                    if P >> f & 1 == 1 {
+                        let factor = L::splat(*weight);
+                        weight = weight.add(1);
+                        for (sum, value) in sums.iter_mut().zip(values) {
+                            *sum = L::mul_add(value, factor, *sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns the sums in scratch memory into pixels of the block, with what is added to them.
+    ///
+    /// # Safety
+    /// As [`Part::vectors`].
+    #[inline(always)]
+    unsafe fn write<L: Lanes, const N: usize>(&self) {
+        let Sparse { src, add, relu, dst, .. } = self.sparse;
+        let (row, [height, width]) = (src.row_stride, dst.size);
+        let (mut y, mut x) = (self.tile.start / row, self.tile.start % row);
+        let mut pixel = self.tile.start;
+        for n in 0..N {
+            // SAFETY: handed on from the caller; pixels of the border are left out.
+            unsafe {
+                let mut rows: [L::Vector; BLOCK] =
+                    std::array::from_fn(|channel| L::load(self.scratch.add((channel * N + n) * BLOCK)));
+                L::transpose(&mut rows);
+                for mut value in rows {
+                    if pixel >= self.tile.from && x < width && y < height {
+                        if let Some(add) = add {
+                            let add = self.memory.at(add, self.image, self.block, y as isize, x as isize);
+                            value = L::add(value, L::load(add));
+                        }
+                        let value = if *relu { L::relu(value) } else { value };
+                        let to = self.memory.at_mut(dst, self.image, self.block, y as isize, x as isize);
+                        L::store(to, value);
+                    }
+                    (pixel, x) = (pixel + 1, x + 1);
+                    if x == row {
+                        (x, y) = (0, y + 1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+use super::*;
+use crate::blocked::testing::{check_zeros, noise, pack, run, unpack};
+use crate::tier::available;
+
+struct Case {
+    kernel: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+    inputs: usize,
+    outputs: &'static [usize],
+    size: [usize; 2],
+    /// Columns and rows of zeros beyond the padding.
+    more: usize,
+    images: usize,
+    add: bool,
+    relu: bool,
+    density: f32,
+}
+
+const USUAL: Case = Case {
+    kernel: [3, 3],
+    padding: [1, 1],
+    dilation: [1, 1],
+    inputs: 5,
+    outputs: &[16],
+    size: [9, 11],
+    more: 0,
+    images: 2,
+    add: false,
+    relu: false,
+    density: 0.3,
+};
+
+/// The formula in double precision, with zeros beyond the map.
+fn oracle(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], add: &[f32], out: [usize; 2]) -> Vec<f64> {
+    let outputs: usize = case.outputs.iter().sum();
+    let Case { kernel, padding, dilation, inputs, size, .. } = *case;
+    let mut dst = Vec::new();
+    for image in 0..case.images {
+        #[expect(clippy::needless_range_loop, reason = "indices as in the formula")]
+        for o in 0..outputs {
+            for y in 0..out[0] {
+                for x0 in 0..out[1] {
+                    let mut sum = f64::from(bias[o]);
+                    for c in 0..inputs {
+                        for r in 0..kernel[0] {
+                            for s in 0..kernel[1] {
+                                let i = (y + r * dilation[0]) as isize - padding[0] as isize;
+                                let j = (x0 + s * dilation[1]) as isize - padding[1] as isize;
+                                if (0..size[0] as isize).contains(&i) && (0..size[1] as isize).contains(&j) {
+                                    let at =
+                                        ((image * inputs + c) * size[0] + i as usize) * size[1] + j as usize;
+                                    let w = ((o * inputs + c) * kernel[0] + r) * kernel[1] + s;
+                                    sum += f64::from(x[at]) * f64::from(weight[w]);
+                                }
+                            }
+                        }
+                    }
+                    sum += if case.add { f64::from(add[dst.len()]) } else { 0.0 };
+                    dst.push(if case.relu { sum.max(0.0) } else { sum });
+                }
+            }
+        }
+    }
+    dst
+}
+
+fn check_case(case: &Case, seed: u32) {
+    let outputs: usize = case.outputs.iter().sum();
+    let Case { kernel, padding, dilation, inputs, size, images, .. } = *case;
+    let out: [usize; 2] = std::array::from_fn(|d| size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1));
+    let window = Window { kernel, stride: [1, 1], padding, dilation, groups: 1 };
+    let src = View::planar(16, inputs, size, padding.map(|p| p + case.more), 1);
+    let dst = View::blocked(src.extent(images).end.next_multiple_of(16), case.outputs, out, [1, 2]);
+    let add = View::blocked(dst.extent(images).end, case.outputs, out, [0, 1]);
+    // Nothing behind the last view may be read.
+    let mut arena = vec![f32::NAN; add.extent(images).end];
+    let x = noise(images * inputs * size[0] * size[1], seed);
+    let keep = noise(outputs * inputs * kernel[0] * kernel[1], seed + 1);
+    let weight: Vec<f32> = (noise(keep.len(), seed + 2).iter().zip(&keep))
+        .map(|(w, keep)| if (keep + 1.0) / 2.0 < case.density { *w } else { 0.0 })
+        .collect();
+    let (bias, addend) = (noise(outputs, seed + 3), noise(images * outputs * out[0] * out[1], seed + 4));
+    pack(&src, images, &x, &mut arena);
+    pack(&add, images, &addend, &mut arena);
+    let expected = oracle(case, &x, &weight, &bias, &addend, out);
+    let depth = (inputs * kernel[0] * kernel[1]) as f64;
+    for tier in available() {
+        let make = |_| {
+            let weights = Weights { weight: &weight, bias: Some(&bias), relu: case.relu };
+            let add = case.add.then_some(&add);
+            vec![Step::from_stage(Sparse::new(tier, window, &weights, &src, add, &dst))]
+        };
+        let memory = run(make, images, &arena);
+        check_zeros(&dst, images, &memory);
+        for (i, (found, expected)) in unpack(&dst, images, &memory).iter().zip(&expected).enumerate() {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(
+                error <= 1e-6 * depth.max(4.0),
+                "{tier:?} {window:?} {size:?}: {found} at {i}, expected {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn results_are_those_of_the_formula() {
+    let cases = [
+        USUAL,
+        Case { add: true, relu: true, ..USUAL },
+        Case { density: 0.0, add: true, ..USUAL },
+        Case { density: 1.0, relu: true, ..USUAL },
+        Case { outputs: &[3, 20], inputs: 17, ..USUAL },
+        Case { kernel: [1, 1], padding: [0, 0], inputs: 33, outputs: &[70], density: 0.1, ..USUAL },
+        Case { kernel: [5, 3], padding: [2, 1], size: [4, 13], ..USUAL },
+        Case { dilation: [2, 3], padding: [2, 3], size: [12, 7], add: true, ..USUAL },
+        Case { padding: [0, 0], size: [3, 18], images: 1, ..USUAL },
+        Case { more: 2, size: [16, 14], outputs: &[40], ..USUAL },
+        // Just sixteen pixels; more than one tile, the last one short.
+        Case { kernel: [1, 1], padding: [0, 0], size: [4, 4], ..USUAL },
+        Case { kernel: [1, 1], padding: [0, 0], size: [1, 17], ..USUAL },
+        Case { size: [7, 7], inputs: 40, outputs: &[32], density: 0.4, ..USUAL },
+        Case { size: [20, 23], inputs: 3, images: 3, relu: true, ..USUAL },
+    ];
+    for (seed, case) in (1..).zip(&cases) {
+        check_case(case, 10 * seed);
+    }
+}
+
+#[test]
+fn shapes_drawn_at_random() {
+    let mut numbers = noise(10_000, 77).into_iter().map(|v| ((v + 1.0) * 5e5) as usize);
+    let mut below = |n: usize| numbers.next().unwrap() % n;
+    let mut checked = 0;
+    while checked < 40 {
+        let kernel = [1 + below(4), 1 + below(4)];
+        let dilation = [1 + below(2), 1 + below(2)];
+        let case = Case {
+            kernel,
+            dilation,
+            padding: [below(3), below(3)],
+            inputs: 1 + below(20),
+            outputs: [&[1][..], &[16], &[17], &[9, 30], &[64]][below(5)],
+            size: [1 + below(18), 1 + below(40)],
+            more: below(2),
+            images: 1 + below(2),
+            add: below(2) == 1,
+            relu: below(2) == 1,
+            density: below(11) as f32 / 10.0,
+        };
+        let window = Window { kernel, stride: [1, 1], padding: case.padding, dilation, groups: 1 };
+        let src = View::planar(0, case.inputs, case.size, case.padding.map(|p| p + case.more), 1);
+        if Step::sparse_conv_fits(&window, &src) {
+            check_case(&case, 1000 + checked);
+            checked += 1;
+        }
+    }
+}
+
+#[test]
+fn tiles_cover_every_pixel_once_and_nothing_behind() {
+    for most in 1..=VECTORS {
+        for pixels in 16..400 {
+            let tiles = tiles(pixels, most);
+            let mut next = 0;
+            for (i, tile) in tiles.iter().enumerate() {
+                let end = tile.start + tile.vectors * BLOCK;
+                assert!(
+                    tile.from == next && tile.start <= tile.from && end <= pixels,
+                    "{pixels} {most}: {tile:?}"
+                );
+                assert!((1..=most).contains(&tile.vectors), "{pixels} {most}: {tile:?}");
+                next = if i + 1 == tiles.len() { end } else { tiles[i + 1].from };
+                assert!(next <= end);
+            }
+            assert_eq!(next, pixels, "{most}: {tiles:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_told() {
+    let window = Window { kernel: [3, 3], stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+    let planar = |size| View::planar(0, 4, size, [1, 1], 1);
+    assert!(Step::sparse_conv_fits(&window, &planar([8, 8])));
+    assert!(!Step::sparse_conv_fits(&window, &planar([2, 3])), "fewer than sixteen pixels");
+    assert!(!Step::sparse_conv_fits(&Window { stride: [2, 2], ..window }, &planar([8, 8])));
+    assert!(!Step::sparse_conv_fits(&Window { groups: 2, ..window }, &planar([8, 8])));
+    assert!(!Step::sparse_conv_fits(&window, &View::blocked(0, &[16], [8, 8], [1, 1])));
+    assert!(!Step::sparse_conv_fits(&Window { kernel: [20, 3], ..window }, &planar([8, 8])));
+}
