@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 use cofilter_graph::{Artifact, Model};
 use cofilter_sparsity::{
-    Grouping, LayerDensity, Pattern, Pruning, Removal, Scope, compact, compression, density, prune_magnitude,
+    Grouping, LayerDensity, Pattern, Pruning, Removal, Scope, TotalDensity, compact, compression, density,
+    prune_magnitude, total_density,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -77,9 +78,8 @@ fn fraction(text: &str) -> Result<(String, f64), String> {
 #[derive(Serialize)]
 pub(crate) struct Report {
     layers: Vec<LayerDensity>,
-    weights: usize,
-    nonzeros: usize,
-    density: f64,
+    #[serde(flatten)]
+    total: TotalDensity,
     /// Weights of the dense network over those that are not zero.
     compression: Option<f64>,
     macs_before: usize,
@@ -90,13 +90,11 @@ pub(crate) struct Report {
 impl Report {
     fn new(before: &Model, after: &Model, removals: Vec<Removal>) -> Self {
         let layers = density(after);
-        let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
+        let total = total_density(&layers);
         // Layers that are gone altogether have no rate.
         let rate = compression(before, after).ok().and_then(|found| found.total);
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let density = nonzeros as f64 / weights.max(1) as f64;
         let (macs_before, macs_after) = (before.cost().macs(), after.cost().macs());
-        Self { layers, weights, nonzeros, density, compression: rate, macs_before, macs_after, removals }
+        Self { layers, total, compression: rate, macs_before, macs_after, removals }
     }
 
     /// For people.
@@ -113,9 +111,9 @@ impl Report {
         let mut text = table(&["layer", "weights", "density", "zero filters", "zero columns"], rows);
         text += &format!(
             "\n\nall: {} of {} weights are not zero, density {:.3}",
-            short(self.nonzeros),
-            short(self.weights),
-            self.density
+            short(self.total.nonzeros),
+            short(self.total.weights),
+            self.total.density
         );
         if let Some(rate) = self.compression {
             text += &format!(", compression rate {rate:.2}");

@@ -3,7 +3,7 @@
 //! `cargo xtask reproduce` builds and starts this program; see `docs/report-schema.md` for what it writes.
 
 pub mod bench;
-pub mod coordinate;
+pub mod cifar;
 pub mod decompose;
 mod figures;
 pub mod lenet;

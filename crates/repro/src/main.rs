@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use cofilter_repro::bench::Bench;
 use cofilter_repro::options::{Experiment, Options, root};
 use cofilter_repro::report::Report;
-use cofilter_repro::{coordinate, decompose, lenet, speed};
+use cofilter_repro::{cifar, decompose, lenet, speed};
 use comfy_table::{Table, presets};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,7 +85,7 @@ fn run(options: &Options) -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(options.thread_count()).build_global()?;
     let folder = options.folder();
     let report = match options.experiment {
-        Experiment::Convnet | Experiment::Resnet20 => coordinate::run(options)?,
+        Experiment::Convnet | Experiment::Resnet20 => cifar::run(options)?,
         Experiment::Decompose => decompose::run(options)?,
         Experiment::Lenet => lenet::run(options)?,
         Experiment::Speed => speed::run(options)?,

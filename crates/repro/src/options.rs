@@ -116,7 +116,7 @@ impl Options {
         ensure!(self.threads != Some(0), "--threads 0: at least one thread is needed");
         ensure!(self.threads.is_none_or(|n| n <= 1024), "--threads: at most 1024");
         ensure!(self.epochs.is_none_or(|n| n.is_finite() && n >= 0.0), "--epochs: expected 0 or more");
-        let coordinated = matches!(self.experiment, Experiment::Convnet | Experiment::Resnet20);
+        let on_cifar = matches!(self.experiment, Experiment::Convnet | Experiment::Resnet20);
         let given = [
             ("--budget", self.budget.is_some()),
             ("--full", self.full),
@@ -124,7 +124,7 @@ impl Options {
             ("--max-drop", self.max_drop.is_some()),
             ("--tries", self.tries.is_some()),
         ];
-        if let Some((option, _)) = given.iter().find(|(_, given)| *given && !coordinated) {
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given && !on_cifar) {
             bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
         }
         ensure!(!self.sweep || self.experiment == Experiment::Lenet, "--sweep: an option of lenet alone");

@@ -32,6 +32,24 @@ pub fn density(model: &Model) -> Vec<LayerDensity> {
     Layer::all(model).iter().map(of_layer).collect()
 }
 
+/// The zeros of some layers together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TotalDensity {
+    /// Number of weights.
+    pub weights: usize,
+    /// Weights other than zero.
+    pub nonzeros: usize,
+    /// `nonzeros / weights`; 1 where there are no weights.
+    pub density: f64,
+}
+
+/// The zeros of these layers together.
+#[must_use]
+pub fn total_density(layers: &[LayerDensity]) -> TotalDensity {
+    let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
+    TotalDensity { weights, nonzeros, density: if weights > 0 { ratio(nonzeros, weights) } else { 1.0 } }
+}
+
 fn of_layer(layer: &Layer<'_>) -> LayerDensity {
     let nonzeros = layer.weight.iter().filter(|w| **w != 0.0).count();
     let zero = |weights: &[f32]| weights.iter().all(|w| *w == 0.0);

@@ -38,7 +38,7 @@ mod prune;
 
 pub use compact::{Removal, compact};
 pub use compression::{Compression, LayerCompression, compression};
-pub use density::{LayerDensity, density};
+pub use density::{LayerDensity, TotalDensity, density, total_density};
 pub use error::{Error, Result};
 pub use groups::{Grouping, Groups, zero_groups};
 pub use masks::{Masks, apply, masks_of_zero_groups, masks_of_zeros};

@@ -351,7 +351,8 @@ impl Run<'_> {
             let mut record = new_record(&step, recipe.batch, feed.watch.read());
             record.clipped = clipped;
             if recipe.is_sparse() {
-                record.density = Some(density(&trainer.net().to_model()?));
+                let layers = cofilter_sparsity::density(&trainer.net().to_model()?);
+                record.density = Some(cofilter_sparsity::total_density(&layers).density);
             }
             if let Some(test) = self.fit.test.filter(|_| evaluate) {
                 let of = self.fit.preprocessing;
@@ -369,23 +370,29 @@ impl Run<'_> {
         }
         if save {
             self.save(trainer)?;
-            if self.anchor.is_some() {
-                self.anchor = Some(self.snapshot(trainer)?);
-            }
         }
         Ok(())
     }
 
-    /// Writes a checkpoint, unless this one is there.
+    /// Writes a checkpoint, unless this one is there, and keeps it in memory where the run may be rolled back to it.
     fn save(&mut self, trainer: &Trainer) -> Result<Option<PathBuf>> {
-        let (Some(folder), Some(identity)) = (self.fit.folder, &self.identity) else { return Ok(None) };
-        if self.saved == Some(trainer.iteration()) {
-            return Ok(Some(checkpoint::path(folder)));
+        let snapshot = self.snapshot(trainer)?;
+        let path = match (self.fit.folder, &self.identity) {
+            (Some(folder), Some(_)) if self.saved == Some(snapshot.iteration) => {
+                Some(checkpoint::path(folder))
+            }
+            (Some(folder), Some(identity)) => {
+                self.history.sync()?;
+                let path = checkpoint::write(folder, self.start, &snapshot, identity)?;
+                self.saved = Some(snapshot.iteration);
+                Some(path)
+            }
+            _ => None,
+        };
+        if self.rollback().is_some() {
+            self.anchor = Some(snapshot);
         }
-        self.history.sync()?;
-        let path = checkpoint::write(folder, self.start, &self.snapshot(trainer)?, identity)?;
-        self.saved = Some(trainer.iteration());
-        Ok(Some(path))
+        Ok(path)
     }
 }
 
@@ -404,16 +411,6 @@ fn new_record(step: &Step, batch: usize, clock: Clock) -> Record {
         density: None,
         spectra: BTreeMap::new(),
         clock: Some(clock),
-    }
-}
-
-/// Share of the weights of convolutions and fully connected layers that are not 0.
-fn density(model: &Model) -> f64 {
-    let layers = cofilter_sparsity::density(model);
-    let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-    {
-        nonzeros as f64 / weights.max(1) as f64
     }
 }
 

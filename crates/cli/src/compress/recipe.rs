@@ -437,9 +437,9 @@ mod tests {
     fn shipped_recipes_are_understood() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/recipes");
         let mut found = 0;
-        for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{error}")) {
-            let path = entry.unwrap_or_else(|error| panic!("{error}")).path();
-            let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
             let recipe: Recipe =
                 toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             assert!(!names(&recipe).is_empty());

@@ -31,6 +31,7 @@ impl Step {
             && stride == [1, 1]
             && src.pixel_stride == 1
             && src.phases == 1
+            && u32::try_from(src.image_stride).is_ok()
             && height > 0
             && width > 0
             && (height - 1) * src.row_stride + width >= BLOCK

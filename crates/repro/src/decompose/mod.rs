@@ -389,12 +389,7 @@ impl<'a> Context<'a> {
             command: self.options.command(),
             seeds: vec![self.options.seed],
             machine: Machine::here(threads, cofilter_runtime::cpu_tier()),
-            data: Some(Data {
-                name: self.split.train.name().to_owned(),
-                train_images: self.split.train.len(),
-                test_images: self.split.test.len(),
-                sha256: self.split.train.sha256().to_owned(),
-            }),
+            data: Some(Data::of(&self.split)),
             arms,
             claims: self.claims(results),
             figures: figures::all(results, self.settings.timed)?,

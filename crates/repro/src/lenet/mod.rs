@@ -86,12 +86,7 @@ pub fn run(options: &Options) -> Result<Report> {
         command: options.command(),
         seeds: results.seeds.clone(),
         machine: Machine::here(options.thread_count(), cofilter_runtime::cpu_tier()),
-        data: Some(Data {
-            name: split.train.name().to_owned(),
-            train_images: split.train.len(),
-            test_images: split.test.len(),
-            sha256: split.train.sha256().to_owned(),
-        }),
+        data: Some(Data::of(&split)),
         claims: claims::all(&results, &arms, &settings, split.train.name(), options),
         arms,
         figures,
@@ -258,7 +253,7 @@ fn arms(pipeline: &Pipeline<'_>, settings: &Settings, results: &Results) -> Resu
             full_ranks: results.full_ranks.clone(),
             params: cost.params(),
             macs: cost.macs(),
-            density: density(&runs[0].model),
+            density: sparsity::total_density(&sparsity::density(&runs[0].model)).density,
             latency_us: latencies.iter().map(|(batch, l)| (*batch, l[i])).collect(),
         }
     };
@@ -281,16 +276,6 @@ fn parent(name: &str) -> Option<String> {
         Some((dense, "sparse")) => Some(format!("{dense}-tuned")),
         _ if name == "baseline" => None,
         _ => Some("baseline".into()),
-    }
-}
-
-/// Share of weights of convolutions and fully connected layers that are not zero.
-fn density(model: &Model) -> f64 {
-    let layers = sparsity::density(model);
-    let (nonzeros, weights) = layers.iter().fold((0, 0), |(n, w), l| (n + l.nonzeros, w + l.weights));
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    {
-        nonzeros as f64 / weights as f64
     }
 }
 

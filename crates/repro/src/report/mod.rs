@@ -58,6 +58,19 @@ pub struct Data {
     pub sha256: String,
 }
 
+impl Data {
+    /// What a data set is.
+    #[must_use]
+    pub fn of(split: &cofilter_data::Split) -> Self {
+        Self {
+            name: split.train.name().to_owned(),
+            train_images: split.train.len(),
+            test_images: split.test.len(),
+            sha256: split.train.sha256().to_owned(),
+        }
+    }
+}
+
 /// One network with its measurements: accuracy is a mean over the seeds, costs and times are those of the first seed's network.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Arm {

@@ -113,6 +113,18 @@ fn sparse_recipes_that_make_no_sense_are_named() {
 }
 
 #[test]
+fn a_word_that_means_nothing_is_refused() {
+    let text = serde_json::json!({"sparsity": 0.5, "scope": "layer", "end": 20, "every": 4});
+    let read: Prune = serde_json::from_value(text.clone()).unwrap();
+    assert_eq!((read.begin, read.pruning.sparsity, read.pruning.scope), (0, 0.5, Scope::Layer));
+    assert_eq!(serde_json::from_value::<Prune>(serde_json::to_value(&read).unwrap()).unwrap(), read);
+    let mut wrong = text;
+    wrong["sparsty"] = 0.9.into();
+    let error = serde_json::from_value::<Prune>(wrong).unwrap_err().to_string();
+    assert!(error.contains("sparsty"), "{error}");
+}
+
+#[test]
 fn zeros_are_frozen_one_by_one_or_group_by_group() {
     let dense = Setting::new(Recipe { iterations: 12, ..recipe() });
     let pruned = |pattern, sparsity| {

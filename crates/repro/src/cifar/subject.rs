@@ -128,7 +128,7 @@ impl Subject {
         })
     }
 
-    fn resnet20(from_scratch: bool) -> Result<Self> {
+    pub(super) fn resnet20(from_scratch: bool) -> Result<Self> {
         let name = if from_scratch { "resnet20_projection" } else { "resnet20" };
         let network = Network::by_name(name, &Config::default())?;
         let layers: Vec<String> =

@@ -78,23 +78,17 @@ impl Context<'_> {
     }
 
     fn accuracy_price(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
-        let mut lost = self.results.gains("control", arm);
-        let which = match lost.len() {
-            1 => "; the seed is the one that the strength was chosen by",
-            _ => {
-                lost.remove(0);
-                "; without the seed that the strength was chosen by"
-            }
-        };
+        let lost = self.results.gains("control", arm);
+        let (lost, which) = not_chosen_by(&lost);
         let (most, paper) = match self.study.subject.published {
             Some(_) => (PRICE, (arm == "force-l2").then_some(0.75)),
             None => (0.0, None),
         };
         let against = if paper.is_some() { "; the paper's points are against its baseline" } else { "" };
         let statement = format!(
-            "{norm}-norm force: before decomposition it costs at most {most} points of top-1 against the control{which}{against}"
+            "{norm}-norm force: before decomposition it costs at most {most} points of top-1 against the control; {which}{against}"
         );
-        let claim = self.claim(&format!("accuracy-price{suffix}"), statement, &lost);
+        let claim = self.claim(&format!("accuracy-price{suffix}"), statement, lost);
         Claim { paper, tolerance: Some(most), holds: claim.ours <= most, ..claim }
     }
 
@@ -162,6 +156,16 @@ impl Context<'_> {
     }
 }
 
+/// The values of the seeds but the first, by which the strength was chosen; that one where there is no other.
+fn not_chosen_by(values: &[f64]) -> (&[f64], &'static str) {
+    match values {
+        [_, others @ ..] if !others.is_empty() => {
+            (others, "without the seed that the strength was chosen by")
+        }
+        all => (all, "the seed is the one that the strength was chosen by"),
+    }
+}
+
 /// Mean rank ratio of some layers over that of the control.
 fn left(force: &[usize], control: &[usize], full: &[usize], layers: &Range<usize>) -> f64 {
     let [force, control] =
@@ -174,8 +178,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_is_a_quotient_of_mean_rank_ratios() {
+    fn claims_are_computed_as_they_say() {
         // (2/4 + 3/8) / 2 over (4/4 + 6/8) / 2.
+        assert_eq!(not_chosen_by(&[1.0, 2.0, 3.0]).0, [2.0, 3.0]);
+        assert_eq!(not_chosen_by(&[1.0]).0, [1.0]);
         let found = left(&[9, 2, 3], &[9, 4, 6], &[9, 4, 8], &(1..3));
         assert!((found - 0.4375 / 0.875).abs() < 1e-12, "{found}");
     }

@@ -125,12 +125,7 @@ pub fn run(options: &Options) -> Result<Report> {
         command: options.command(),
         seeds: results.seeds.clone(),
         machine: Machine::here(options.thread_count(), cofilter_runtime::cpu_tier()),
-        data: Some(Data {
-            name: split.train.name().to_owned(),
-            train_images: split.train.len(),
-            test_images: split.test.len(),
-            sha256: split.train.sha256().to_owned(),
-        }),
+        data: Some(Data::of(&split)),
         claims: claims::all(&study, &results, &arms)?,
         figures: figures::all(&study, &results, &arms)?,
         tables: figures::tables(&study, &results, &arms)?,
@@ -341,11 +336,19 @@ impl Study<'_> {
             let runs = &results.arms[*name];
             let top1_by_seed = results.top1(name);
             let cost = runs[0].model.cost();
-            let ranks = match *name {
+            let mut ranks = match *name {
                 OWN => self.median_ranks(results, "control")?,
                 name if DENSE.contains(&name) => self.median_ranks(results, name)?,
                 _ => results.common_ranks.clone(),
             };
+            if !DENSE.contains(name) {
+                for (i, layer) in self.subject.layers.iter().enumerate() {
+                    // Dense, as it was.
+                    if !self.subject.is_cheaper(layer, ranks[i])? {
+                        ranks[i] = results.full_ranks[i];
+                    }
+                }
+            }
             Ok(Arm {
                 name: (*name).into(),
                 parent: parent(name),

@@ -3,7 +3,7 @@
 use super::subject::{self, Subject};
 use crate::pipeline::Pipeline;
 use crate::stage::Key;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use cofilter_train::{Fit, Outcome, Progress, Recipe, fit};
 use std::time::Duration;
 
@@ -53,9 +53,13 @@ impl Runs {
             self.baseline as f64 * baseline + self.continued as f64 * continued + self.tuning as f64 * tuning;
         iterations * subject.batch() as f64
     }
-}
 
-impl Runs {
+    /// Share of the published iterations that fits into the time, 0 or less where nothing does.
+    fn share(&self, subject: &Subject, budget: Duration, rate: f64, test: usize) -> f64 {
+        let images = budget.as_secs_f64() * rate / OVERHEAD - self.evaluated(test);
+        (images / self.images(subject)).min(1.0)
+    }
+
     /// Training images that take as long as the evaluations of all runs.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn evaluated(&self, test: usize) -> f64 {
@@ -78,8 +82,13 @@ pub(super) fn scale(pipeline: &Pipeline<'_>, subject: &Subject, tries: usize) ->
     }
     let key = Key::new("rate", &[], &(subject.network(), subject.batch(), options.thread_count()));
     let rate = pipeline.store.value(&key, || measure(pipeline, subject))?;
-    let images = budget.as_secs_f64() * rate / OVERHEAD - runs.evaluated(pipeline.data.test.len());
-    let of_published = (images.max(0.0) / runs.images(subject)).min(1.0);
+    let of_published = runs.share(subject, budget, rate, pipeline.data.test.len());
+    ensure!(
+        of_published > 0.0,
+        "--budget {}: {} runs take longer to be evaluated alone, at {rate:.0} training images a second",
+        humantime::format_duration(budget),
+        runs.baseline + runs.continued + runs.tuning
+    );
     Ok(Scale { of_published, rate: Some(rate), budget, runs })
 }
 
@@ -141,8 +150,35 @@ impl Scale {
                 humantime::format_duration(self.budget)
             ),
             None if self.of_published < 1.0 => "--quick".into(),
-            None => "--full".into(),
+            None => return format!("--full: the published schedules. {}.", jobs.join("; ")),
         };
         format!("{why}: iterations and steps are shortened alike. {}.", jobs.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runs_at_the_share_take_the_budget() {
+        let subject = Subject::resnet20(false).unwrap();
+        // Per seed control, repulsion and two fine-tunings; twelve strengths for the first seed, two for each other one.
+        let runs = Runs::new(&subject, 3, 6);
+        assert_eq!((runs.baseline, runs.continued, runs.tuning), (0, 22, 6));
+        let (rate, budget) = (600.0, Duration::from_secs(8 * 3600));
+        let share = runs.share(&subject, budget, rate, 10_000);
+        assert!(share > 0.01 && share < 0.1, "{share}");
+        // 28 runs of 64,000 iterations of 256 images; 10 evaluations each.
+        let trained = share * 28.0 * 64_000.0 * 256.0;
+        let seconds = OVERHEAD * (trained + 28.0 * 10.0 * 10_000.0 * FORWARD) / rate;
+        assert!((seconds - 8.0 * 3600.0).abs() < 1e-6, "{seconds}");
+        assert!(
+            runs.share(&subject, Duration::from_secs(60), rate, 10_000) < 0.0,
+            "evaluations alone take longer"
+        );
+        assert_eq!(runs.share(&subject, Duration::from_secs(u64::MAX), rate, 10_000), 1.0);
+        let scratch = Runs::new(&Subject::resnet20(true).unwrap(), 1, 1);
+        assert_eq!((scratch.baseline, scratch.continued, scratch.tuning), (1, 4, 2));
     }
 }
