@@ -1,6 +1,6 @@
 //! What the tests of the steps share: numbers, dense maps in and out of views, runs on several teams.
 
-use super::{Lengths, Part, Sequence, Step, Team, View};
+use super::{Lengths, Part, Sequence, Step, Team, View, Weights, Window};
 
 /// Numbers in (-1, 1) from a fixed sequence.
 pub(crate) fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -69,4 +69,50 @@ pub(crate) fn run(make: impl Fn(usize) -> Vec<Step>, images: usize, arena: &[f32
         assert!(same, "the result depends on the number of threads");
     }
     std::mem::take(&mut results[0])
+}
+
+/// A convolution by its formula, in double precision, with zeros beyond the map; dense maps in and out.
+pub(crate) fn convolution(
+    window: Window,
+    [inputs, height, width]: [usize; 3],
+    images: usize,
+    src: &[f32],
+    weights: &Weights<'_>,
+    add: Option<&[f32]>,
+) -> Vec<f64> {
+    let Window { kernel, stride, padding, dilation, groups } = window;
+    let size = [height, width];
+    let out: [usize; 2] = std::array::from_fn(|d| {
+        (size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) / stride[d] + 1
+    });
+    let group_in = inputs / groups;
+    let outputs = weights.weight.len() / (group_in * kernel[0] * kernel[1]);
+    let group_out = outputs / groups;
+    let mut dst = Vec::new();
+    for n in 0..images {
+        for o in 0..outputs {
+            for y in 0..out[0] {
+                for x in 0..out[1] {
+                    let mut sum = weights.bias.map_or(0.0, |bias| f64::from(bias[o]));
+                    for c in 0..group_in {
+                        for r in 0..kernel[0] {
+                            for s in 0..kernel[1] {
+                                let i = (y * stride[0] + r * dilation[0]) as isize - padding[0] as isize;
+                                let j = (x * stride[1] + s * dilation[1]) as isize - padding[1] as isize;
+                                if (0..height as isize).contains(&i) && (0..width as isize).contains(&j) {
+                                    let channel = n * inputs + o / group_out * group_in + c;
+                                    let at = (channel * height + i as usize) * width + j as usize;
+                                    let w = ((o * group_in + c) * kernel[0] + r) * kernel[1] + s;
+                                    sum += f64::from(src[at]) * f64::from(weights.weight[w]);
+                                }
+                            }
+                        }
+                    }
+                    sum += add.map_or(0.0, |add| f64::from(add[dst.len()]));
+                    dst.push(if weights.relu { sum.max(0.0) } else { sum });
+                }
+            }
+        }
+    }
+    dst
 }

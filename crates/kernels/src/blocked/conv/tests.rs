@@ -1,5 +1,5 @@
 use super::*;
-use crate::blocked::testing::{check_zeros, noise, pack, run, unpack};
+use crate::blocked::testing::{check_zeros, convolution, noise, pack, run, unpack};
 use crate::tier::available;
 
 /// A case: window, channels in and out, output segments, size in, images.
@@ -12,51 +12,6 @@ struct Case {
     images: usize,
     add: bool,
     relu: bool,
-}
-
-/// The formula, in double precision.
-fn oracle(
-    case: &Case,
-    src: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    add: Option<&[f32]>,
-    out: [usize; 2],
-) -> Vec<f64> {
-    let (inputs, outputs) = (case.inputs.iter().sum::<usize>(), case.outputs.iter().sum::<usize>());
-    let Window { kernel, stride, padding, dilation, groups } = case.window;
-    let (group_in, group_out) = (inputs / groups, outputs / groups);
-    let mut dst = Vec::new();
-    for n in 0..case.images {
-        #[expect(clippy::needless_range_loop, reason = "indices as in the formula")]
-        for o in 0..outputs {
-            for y in 0..out[0] {
-                for x in 0..out[1] {
-                    let mut sum = f64::from(bias[o]);
-                    for c in 0..group_in {
-                        for r in 0..kernel[0] {
-                            for s in 0..kernel[1] {
-                                let i = (y * stride[0] + r * dilation[0]) as isize - padding[0] as isize;
-                                let j = (x * stride[1] + s * dilation[1]) as isize - padding[1] as isize;
-                                if (0..case.size[0] as isize).contains(&i)
-                                    && (0..case.size[1] as isize).contains(&j)
-                                {
-                                    let channel = n * inputs + o / group_out * group_in + c;
-                                    let at =
-                                        (channel * case.size[0] + i as usize) * case.size[1] + j as usize;
-                                    let w = ((o * group_in + c) * kernel[0] + r) * kernel[1] + s;
-                                    sum += f64::from(src[at]) * f64::from(weight[w]);
-                                }
-                            }
-                        }
-                    }
-                    sum += add.map_or(0.0, |add| f64::from(add[dst.len()]));
-                    dst.push(if case.relu { sum.max(0.0) } else { sum });
-                }
-            }
-        }
-    }
-    dst
 }
 
 fn check_case(case: &Case) {
@@ -79,7 +34,10 @@ fn check_case(case: &Case) {
     let addend = noise(case.images * outputs * out[0] * out[1], 4);
     pack(&src, case.images, &x, &mut arena);
     pack(&add, case.images, &addend, &mut arena);
-    let expected = oracle(case, &x, &weight, &bias, case.add.then_some(&addend[..]), out);
+    let weights = Weights { weight: &weight, bias: Some(&bias), relu: case.relu };
+    let [height, width] = case.size;
+    let add_to = case.add.then_some(&addend[..]);
+    let expected = convolution(case.window, [inputs, height, width], case.images, &x, &weights, add_to);
     let depth = (inputs / groups * kernel[0] * kernel[1]) as f64;
     for tier in available() {
         let make = |threads: usize| {

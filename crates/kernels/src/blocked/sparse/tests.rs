@@ -1,5 +1,5 @@
 use super::*;
-use crate::blocked::testing::{check_zeros, noise, pack, run, unpack};
+use crate::blocked::testing::{check_zeros, convolution, noise, pack, run, unpack};
 use crate::tier::available;
 
 struct Case {
@@ -31,40 +31,6 @@ const USUAL: Case = Case {
     density: 0.3,
 };
 
-/// The formula in double precision, with zeros beyond the map.
-fn oracle(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], add: &[f32], out: [usize; 2]) -> Vec<f64> {
-    let outputs: usize = case.outputs.iter().sum();
-    let Case { kernel, padding, dilation, inputs, size, .. } = *case;
-    let mut dst = Vec::new();
-    for image in 0..case.images {
-        #[expect(clippy::needless_range_loop, reason = "indices as in the formula")]
-        for o in 0..outputs {
-            for y in 0..out[0] {
-                for x0 in 0..out[1] {
-                    let mut sum = f64::from(bias[o]);
-                    for c in 0..inputs {
-                        for r in 0..kernel[0] {
-                            for s in 0..kernel[1] {
-                                let i = (y + r * dilation[0]) as isize - padding[0] as isize;
-                                let j = (x0 + s * dilation[1]) as isize - padding[1] as isize;
-                                if (0..size[0] as isize).contains(&i) && (0..size[1] as isize).contains(&j) {
-                                    let at =
-                                        ((image * inputs + c) * size[0] + i as usize) * size[1] + j as usize;
-                                    let w = ((o * inputs + c) * kernel[0] + r) * kernel[1] + s;
-                                    sum += f64::from(x[at]) * f64::from(weight[w]);
-                                }
-                            }
-                        }
-                    }
-                    sum += if case.add { f64::from(add[dst.len()]) } else { 0.0 };
-                    dst.push(if case.relu { sum.max(0.0) } else { sum });
-                }
-            }
-        }
-    }
-    dst
-}
-
 fn check_case(case: &Case, seed: u32) {
     let outputs: usize = case.outputs.iter().sum();
     let Case { kernel, padding, dilation, inputs, size, images, .. } = *case;
@@ -83,7 +49,9 @@ fn check_case(case: &Case, seed: u32) {
     let (bias, addend) = (noise(outputs, seed + 3), noise(images * outputs * out[0] * out[1], seed + 4));
     pack(&src, images, &x, &mut arena);
     pack(&add, images, &addend, &mut arena);
-    let expected = oracle(case, &x, &weight, &bias, &addend, out);
+    let weights = Weights { weight: &weight, bias: Some(&bias), relu: case.relu };
+    let add_to = case.add.then_some(&addend[..]);
+    let expected = convolution(window, [inputs, size[0], size[1]], images, &x, &weights, add_to);
     let depth = (inputs * kernel[0] * kernel[1]) as f64;
     for tier in available() {
         let make = |_| {
