@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 use cofilter_graph::{Artifact, Model};
 use cofilter_sparsity::{
-    Grouping, LayerDensity, Pattern, Pruning, Removal, Scope, TotalDensity, compact, compression, density,
+    Grouping, LayerDensity, Pattern, Pruning, Removal, Scope, TotalDensity, compact, density,
     prune_magnitude, total_density,
 };
 use serde::Serialize;
@@ -80,7 +80,7 @@ pub(crate) struct Report {
     layers: Vec<LayerDensity>,
     #[serde(flatten)]
     total: TotalDensity,
-    /// Weights of the dense network over those that are not zero.
+    /// Weights of the network before over those that are left and not zero.
     compression: Option<f64>,
     macs_before: usize,
     macs_after: usize,
@@ -91,8 +91,9 @@ impl Report {
     fn new(before: &Model, after: &Model, removals: Vec<Removal>) -> Self {
         let layers = density(after);
         let total = total_density(&layers);
-        // Layers that are gone altogether have no rate.
-        let rate = compression(before, after).ok().and_then(|found| found.total);
+        let weights = total_density(&density(before)).weights;
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let rate = (total.nonzeros > 0).then(|| weights as f64 / total.nonzeros as f64);
         let (macs_before, macs_after) = (before.cost().macs(), after.cost().macs());
         Self { layers, total, compression: rate, macs_before, macs_after, removals }
     }
@@ -110,7 +111,7 @@ impl Report {
         });
         let mut text = table(&["layer", "weights", "density", "zero filters", "zero columns"], rows);
         text += &format!(
-            "\n\nall: {} of {} weights are not zero, density {:.3}",
+            "\n\nleft: {} of {} weights are not zero, density {:.3}",
             short(self.total.nonzeros),
             short(self.total.weights),
             self.total.density

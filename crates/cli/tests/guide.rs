@@ -65,6 +65,10 @@ fn every_command_of_the_guide_works() {
     let (sparse, tuned) = (zeros("sparse"), zeros("sparse-tuned"));
     assert!(sparse.0 * 10 > sparse.1 * 5 && tuned.0 >= sparse.0, "{sparse:?} {tuned:?}");
     assert!(zeros("narrow").2 * 10 < zeros("tuned").2 * 9);
+    // What is gone counts as well as what is zero.
+    let whole = ["prune", "tuned.safetensors", "--sparsity", "0.5", "--compact", "-o", "half.safetensors"];
+    let rate = json(folder, &whole)["compression"].as_f64().unwrap();
+    assert!((rate - 2.0).abs() < 0.01, "{rate}");
     let learnt = zeros("learnt");
     assert!(learnt.0 * 10 > learnt.1 * 3 && learnt.2 <= zeros("tuned").2, "{learnt:?}");
     // The recipe again: nothing is trained a second time, and the same bytes are written.
