@@ -2,7 +2,8 @@
 //!
 //! Sparsity is a property of the numbers, not of the graph. [`prune_magnitude`] sets the smallest weights of a network
 //! to zero and gives the [`Masks`] that keep them there through fine-tuning; [`density`] and [`compression`] tell what
-//! that makes of each layer, [`compact`] takes channels out that cannot change an output.
+//! that makes of each layer, [`compact`] takes channels out that cannot change an output. What becomes zero together, and what a
+//! group lasso pulls to zero together, are [`Groups`].
 //!
 //! ```
 //! use cofilter_graph::{Conv2d, Graph, Init, Model, Shape};
