@@ -12,6 +12,34 @@ struct Case {
     images: usize,
     add: bool,
     relu: bool,
+    zeros: Zeros,
+}
+
+/// Which weights are zero.
+#[derive(Clone, Copy, Debug, Default)]
+enum Zeros {
+    #[default]
+    None,
+    /// Two of three columns of the weight matrix, in no order.
+    Columns,
+    /// All of every second channel that is read.
+    Channels,
+    /// Two of three columns of each block of filters, other ones in each.
+    Blocks,
+    All,
+}
+
+impl Zeros {
+    fn holds(self, filter: usize, column: usize, area: usize) -> bool {
+        let drawn = |seed: u32| noise(1, seed << 16 | column as u32)[0] > -0.33;
+        match self {
+            Self::None => false,
+            Self::Columns => drawn(0),
+            Self::Channels => (column / area) % 2 == 1,
+            Self::Blocks => drawn((filter / BLOCK + 1) as u32),
+            Self::All => true,
+        }
+    }
 }
 
 fn check_case(case: &Case) {
@@ -29,7 +57,13 @@ fn check_case(case: &Case) {
     let add = View::blocked(dst.extent(case.images).end, &case.outputs, out, [0, 1]);
     let mut arena = vec![f32::NAN; add.extent(case.images).end + 16];
     let x = noise(case.images * inputs * case.size[0] * case.size[1], 1);
-    let weight = noise(outputs * (inputs / groups) * kernel[0] * kernel[1], 2);
+    let columns = inputs / groups * kernel[0] * kernel[1];
+    let mut weight = noise(outputs * columns, 2);
+    for (at, weight) in weight.iter_mut().enumerate() {
+        if case.zeros.holds(at / columns, at % columns, kernel[0] * kernel[1]) {
+            *weight = 0.0;
+        }
+    }
     let bias = noise(outputs, 3);
     let addend = noise(case.images * outputs * out[0] * out[1], 4);
     pack(&src, case.images, &x, &mut arena);
@@ -83,6 +117,7 @@ fn every_kind_of_convolution_equals_the_formula() {
         images: 2,
         add: false,
         relu: false,
+        zeros: Zeros::None,
     };
     let three = window([3, 3], [1, 1], [1, 1], 1);
     let cases = [
@@ -109,9 +144,35 @@ fn every_kind_of_convolution_equals_the_formula() {
         Case { planar: true, ..case(three, &[3], &[16], [10, 33]) },
         Case { images: 5, ..case(three, &[256], &[320], [4, 4]) },
     ];
-    for case in &cases {
-        check_case(case);
+    for mut case in cases {
+        for zeros in [Zeros::None, Zeros::Columns, Zeros::Channels, Zeros::Blocks, Zeros::All] {
+            case.zeros = zeros;
+            check_case(&case);
+        }
     }
+}
+
+#[test]
+fn columns_of_zeros_are_neither_kept_nor_read() {
+    let (inputs, outputs, size) = (32, 64, [6, 6]);
+    let src = View::blocked(0, &[inputs], size, [1, 1]);
+    let dst = View::blocked(src.memory_len(1), &[outputs], size, [0, 0]);
+    let columns = inputs * 9;
+    let bytes = |zeros: Zeros| {
+        let weight: Vec<f32> = (0..outputs * columns)
+            .map(|at| if zeros.holds(at / columns, at % columns, 9) { 0.0 } else { 1.0 })
+            .collect();
+        let weights = Weights { weight: &weight, bias: None, relu: false };
+        Step::conv(window([3, 3], [1, 1], [1, 1], 1), weights, &src, None, &dst, 1, 1).weight_bytes()
+    };
+    let left = |zeros: Zeros, filter: usize| (0..columns).filter(|c| !zeros.holds(filter, *c, 9)).count();
+    let biases = outputs * 4;
+    assert_eq!(bytes(Zeros::None), outputs * columns * 4 + biases);
+    for zeros in [Zeros::Columns, Zeros::Channels] {
+        assert_eq!(bytes(zeros), outputs * left(zeros, 0) * 4 + biases, "{zeros:?}");
+    }
+    let blocks: usize = (0..outputs).step_by(BLOCK).map(|filter| left(Zeros::Blocks, filter) * BLOCK * 4).sum();
+    assert_eq!(bytes(Zeros::Blocks), blocks + biases);
 }
 
 #[test]
@@ -137,6 +198,7 @@ fn random_shapes_equal_the_formula() {
             images: pick(1, 3),
             add: pick(0, 1) == 1,
             relu: pick(0, 1) == 1,
+            zeros: [Zeros::None, Zeros::Columns, Zeros::Channels, Zeros::Blocks][pick(0, 3)],
         });
     }
 }
