@@ -1,4 +1,4 @@
-use crate::{Step, Value};
+use crate::{Density, Step, Value};
 use cofilter_graph::{Model, NodeId, Op};
 
 /// The steps of a network to which the inference passes were applied, and its main output.
@@ -110,6 +110,7 @@ impl Lowering<'_> {
                 relu: false,
                 result,
                 macs: 0,
+                density: Density::FULL,
             });
             result
         })
@@ -128,6 +129,7 @@ impl Lowering<'_> {
             relu: chain.relu.is_some(),
             result,
             macs: self.macs[chain.head.index()],
+            density: Density::of(graph.node(chain.head).op(), self.model.tensors(chain.head)),
         });
         result.id
     }

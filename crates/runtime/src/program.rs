@@ -1,5 +1,5 @@
-use crate::Result;
 use crate::lower;
+use crate::{Density, Result};
 use cofilter_graph::{Array, Model, Op, Shape};
 
 /// A network lowered for execution, the same for every device: inference passes applied, element-wise followers merged
@@ -29,8 +29,10 @@ pub struct Step {
     pub relu: bool,
     /// What is written.
     pub result: Value,
-    /// Multiply-accumulate operations for one image.
+    /// Multiply-accumulate operations for one image, those with weights of zero too.
     pub macs: usize,
+    /// How much of its weights is there.
+    pub density: Density,
 }
 
 /// A value that a step reads or writes.

@@ -1,9 +1,12 @@
 //! Copies between views of one map.
 #![expect(unsafe_code, reason = "rows are read and written through pointers to shared memory")]
 
+mod planes;
+
 use super::memory::Memory;
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View};
+use crate::tier;
 
 impl Step {
     /// Copies a map from one view to another one, channels in order, and zeroes border and padding of `dst`. A vector (size `[1,
@@ -18,7 +21,10 @@ impl Step {
             numbers(src) == numbers(dst) && (!flat || dst.size == [1, 1]),
             "relayout: {src:?} to {dst:?}"
         );
-        Self::from_stage(Relayout::new(src, dst, 0))
+        match planes::Planes::new(tier::active(), src, dst) {
+            Some(planes) => Self::from_stage(planes),
+            None => Self::from_stage(Relayout::new(src, dst, 0)),
+        }
     }
 
     /// Copies a map between channels of zeros: channel `c` of `src` becomes channel `before + c` of `dst`, all others are zero.
@@ -146,20 +152,20 @@ impl Relayout {
             }
         }
     }
+}
 
-    /// Zeroes the rows of a planar block from `from` to `to`, border included.
-    ///
-    /// # Safety
-    /// As [`Stage::run`]; the view is not dense.
-    unsafe fn clear_planes(&self, memory: &Memory, image: usize, block: usize, from: isize, to: isize) {
-        let View { border: [_, beside], size: [_, width], phases, row_stride, .. } = self.dst;
-        let left = beside.next_multiple_of(phases) as isize;
-        // Behind the pixels of a row without phases may lie what is not its own.
-        let len = if phases == 1 { width + 2 * beside } else { row_stride };
-        for y in from..to {
-            // SAFETY: handed on from the caller: the row begins with its left border and has so many numbers.
-            unsafe { std::ptr::write_bytes(memory.at_mut(&self.dst, image, block, y, -left), 0, len) };
-        }
+/// Zeroes the rows of a planar block from `from` to `to`, border included.
+///
+/// # Safety
+/// As [`Stage::run`]; the view is not dense.
+unsafe fn clear_planes(dst: &View, memory: &Memory, image: usize, block: usize, from: isize, to: isize) {
+    let View { border: [_, beside], size: [_, width], phases, row_stride, .. } = *dst;
+    let left = beside.next_multiple_of(phases) as isize;
+    // Behind the pixels of a row without phases may lie what is not its own.
+    let len = if phases == 1 { width + 2 * beside } else { row_stride };
+    for y in from..to {
+        // SAFETY: handed on from the caller: the row begins with its left border and has so many numbers.
+        unsafe { std::ptr::write_bytes(memory.at_mut(dst, image, block, y, -left), 0, len) };
     }
 }
 
@@ -187,7 +193,7 @@ impl Stage for Relayout {
             // SAFETY: handed on from the caller; jobs differ in image or blocks.
             unsafe {
                 if !blocked && bordered {
-                    self.clear_planes(memory, image, block, -above, height as isize + above);
+                    clear_planes(&self.dst, memory, image, block, -above, height as isize + above);
                 }
                 if self.src.size != self.dst.size && self.src.phases == 1 && self.before == 0 {
                     self.vector(memory, image, block);

@@ -48,6 +48,9 @@ pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool
             (Algorithm::Winograd(tile), Op::Conv2d(conv)) => {
                 tile.positions(conv.kernel[0]) as f64 / (conv.kernel[0] * conv.kernel[1]) as f64
             }
+            // A weight and, for some of them, a place.
+            (Algorithm::Sparse, _) => 1.6 * step.density.weights,
+            (Algorithm::Direct, _) => step.density.columns,
             _ => 1.0,
         };
         ((step.macs / pixels * size_of::<f32>()) as f64 * more) as usize
@@ -99,9 +102,19 @@ fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
             let full = (outputs / BLOCK) as f64 + if rest == 0 { 0.0 } else { thin };
             let pixels = images * (height * width) as f64;
             (
-                pixels * groups * taps * inputs as f64 * full / 2.0 / 0.93,
-                groups * taps * (inputs * outputs * 4) as f64,
+                pixels * groups * taps * inputs as f64 * full / 2.0 / 0.93 * step.density.columns,
+                groups * taps * (inputs * outputs * 4) as f64 * step.density.columns,
             )
+        }
+        Algorithm::Sparse => {
+            let row = width + 2 * conv.padding[1];
+            let vectors = images * ((height - 1) * row + width).div_ceil(BLOCK) as f64;
+            let weights = taps * (inputs * outputs) as f64 * step.density.weights;
+            // A vector is read for one filter and some of the three beside it.
+            let reads =
+                taps * inputs as f64 * (outputs as f64 / 4.0) * (1.0 - (1.0 - step.density.weights).powi(4));
+            let copy = images * (height * width).div_ceil(BLOCK) as f64 * inputs as f64 * 6.0;
+            (vectors * (weights / 2.0 + reads) / 0.93 + copy, weights * 6.4)
         }
         Algorithm::Winograd(tile) => {
             let (size, positions) = (tile.size(), tile.positions(conv.kernel[0]) as f64);

@@ -3,7 +3,10 @@
 use super::product::{multiplied, product_holds};
 use crate::{Options, Program, Step};
 use cofilter_graph::{Conv2d, Op};
-use cofilter_kernels::blocked::{self, BLOCK, Window, WinogradTile};
+use cofilter_kernels::blocked::{self, BLOCK, View, Window, WinogradTile};
+
+/// Largest share of weights for which leaving out the others is tried.
+const MOST_SPARSE: f64 = 0.7;
 
 /// What is chosen for at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub(super) enum Algorithm {
     Direct,
     Winograd(WinogradTile),
     Depthwise,
+    /// Without the weights that are zero, from a copy of the map in planes.
+    Sparse,
 }
 
 /// How a unit is computed.
@@ -42,6 +47,7 @@ impl Algorithm {
             Self::Winograd(WinogradTile::Two) => "winograd 2x2",
             Self::Winograd(WinogradTile::Four) => "winograd 4x4",
             Self::Depthwise => "depthwise",
+            Self::Sparse => "sparse",
         }
     }
 
@@ -109,11 +115,14 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
         Unit::One(index) => algorithms(&program.steps()[index], options).into_iter().map(Form::One).collect(),
         Unit::Two(first, second) => {
             let (first, second) = (&program.steps()[first], &program.steps()[second]);
-            let mut forms: Vec<Form> =
-                algorithms(first, options).into_iter().map(|a| Form::Apart(a, Algorithm::Direct)).collect();
+            let firsts = algorithms(first, options);
+            let mut forms: Vec<Form> = firsts.iter().map(|a| Form::Apart(*a, Algorithm::Direct)).collect();
+            if algorithms(second, options).contains(&Algorithm::Sparse) {
+                forms.extend(firsts.iter().map(|a| Form::Apart(*a, Algorithm::Sparse)));
+            }
             // What goes channel by channel stays so: other forms would compute all pairs of channels.
             let depthwise = [Algorithm::Depthwise];
-            let by_channel = algorithms(first, options) == depthwise;
+            let by_channel = firsts == depthwise;
             // Fully connected factors have nothing to gain from one step: all of the first one's sums must be there before the
             // second one begins.
             if matches!(first.op, Op::Conv2d(_)) && !by_channel {
@@ -152,10 +161,14 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
         };
         found.extend(WinogradTile::ALL.into_iter().filter(fits).map(Algorithm::Winograd));
     }
+    if step.density.weights <= MOST_SPARSE {
+        let src = View::planar(0, inputs, from.shape.spatial(), conv.padding, 1);
+        found.extend(blocked::Step::sparse_conv_fits(&window(conv), &src).then_some(Algorithm::Sparse));
+    }
     found
 }
 
-/// What a unit is, without its weights: equal units cost the same.
+/// What a unit is, without its weights but for how many there are: equal units cost the same.
 pub(super) fn signature(program: &Program, unit: Unit, options: &Options) -> Option<String> {
     let part = |index: usize| {
         let step = &program.steps()[index];
@@ -164,8 +177,9 @@ pub(super) fn signature(program: &Program, unit: Unit, options: &Options) -> Opt
             Op::Conv2d(c) => {
                 let [h, w] = c.kernel;
                 let add = if step.add.is_some() { " add" } else { "" };
+                let density = step.density.text();
                 Some(format!(
-                    "conv {h}x{w} stride {:?} padding {:?} dilation {:?} groups {} {from} -> {to}{add}",
+                    "conv {h}x{w} stride {:?} padding {:?} dilation {:?} groups {} {from} -> {to}{add}{density}",
                     c.stride, c.padding, c.dilation, c.groups
                 ))
             }

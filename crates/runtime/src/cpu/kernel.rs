@@ -38,7 +38,7 @@ fn step(
     options: &Options,
 ) -> (blocked::Step, StepInfo) {
     match work {
-        Work::Copy { src, dst } => copy(&layout.view(*src), &layout.view(*dst), options),
+        Work::Copy { src, dst, .. } => copy(&layout.view(*src), &layout.view(*dst), options),
         Work::Unit { unit, first, srcs, add, dst } => {
             let srcs: Vec<View> = srcs.iter().map(|src| layout.view(*src)).collect();
             let add = add.map(|add| layout.view(add));
@@ -228,8 +228,22 @@ fn convolution(
             &mut PackedMemory::default(),
         ),
         Algorithm::Depthwise => blocked::Step::depthwise(window, weights, src, add, dst),
+        Algorithm::Sparse => blocked::Step::sparse_conv(window, weights, src, add, dst),
     };
-    (kernel, title(conv) + &algorithm.suffix())
+    let left = match algorithm {
+        Algorithm::Sparse => share(step.density.weights, "weights"),
+        Algorithm::Direct => share(step.density.columns, "columns"),
+        _ => String::new(),
+    };
+    (kernel, title(conv) + &algorithm.suffix() + &left)
+}
+
+/// What is left of something, for people, if that is not all.
+fn share(left: f64, of: &str) -> String {
+    match (left * 100.0).round() {
+        100.0 => String::new(),
+        percent => format!(", {percent} % of {of}"),
+    }
 }
 
 fn weight_and_bias(tensors: &[Array]) -> (&[f32], Option<&[f32]>) {

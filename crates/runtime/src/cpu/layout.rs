@@ -2,7 +2,7 @@
 //! written straight into their part, one arena.
 
 use super::estimate;
-use super::form::{self, Unit};
+use super::form::{self, Algorithm, Unit};
 use super::parts::{self, Load, Part, Size};
 use super::product::multiplied;
 use crate::arena::{self, Lifetime};
@@ -60,17 +60,17 @@ enum Home {
 /// A thing to do. Maps are given by their index.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// The same numbers in another form.
-    Copy { src: usize, dst: usize },
+    /// The same numbers in another form; of a unit if another form of that would not need it.
+    Copy { src: usize, dst: usize, unit: Option<usize> },
     /// A unit of the program, or the first of its two steps, which gives `dst`.
     Unit { unit: usize, first: bool, srcs: Vec<usize>, add: Option<usize>, dst: usize },
 }
 
 impl Work {
-    /// The unit that it belongs to; none for a copy.
+    /// The unit that it belongs to, if any.
     pub(super) fn unit(&self) -> Option<usize> {
         match self {
-            Self::Copy { .. } => None,
+            Self::Copy { unit, .. } => *unit,
             Self::Unit { unit, .. } => Some(*unit),
         }
     }
@@ -78,7 +78,7 @@ impl Work {
     /// What it reads and writes.
     fn maps(&self) -> impl Iterator<Item = usize> {
         let (srcs, add, dst) = match self {
-            Self::Copy { src, dst } => (std::slice::from_ref(src), None, *dst),
+            Self::Copy { src, dst, .. } => (std::slice::from_ref(src), None, *dst),
             Self::Unit { srcs, add, dst, .. } => (&**srcs, *add, *dst),
         };
         srcs.iter().copied().chain(add).chain([dst])
@@ -125,14 +125,21 @@ impl Layout {
         let mut builder = Builder { maps, slots, copies: BTreeMap::new(), work: Vec::new() };
         let step = |index: &usize| &program.steps()[*index];
         for (unit, (what, form)) in units.iter().enumerate() {
-            match (what, form, &products[unit]) {
-                (_, _, Some(product)) => builder.step(unit, false, product, product),
-                (Unit::One(index), ..) => builder.step(unit, false, step(index), step(index)),
-                (Unit::Two(first, second), form::Form::Apart(..), _) => {
-                    builder.step(unit, true, step(first), step(first));
-                    builder.step(unit, false, step(second), step(second));
+            match (what, *form, &products[unit]) {
+                (_, form::Form::Multiplied(how), Some(product)) => {
+                    builder.step(unit, false, product, product, how);
                 }
-                (Unit::Two(first, second), ..) => builder.step(unit, false, step(first), step(second)),
+                (Unit::One(index), form::Form::One(how), _) => {
+                    builder.step(unit, false, step(index), step(index), how);
+                }
+                (Unit::Two(first, second), form::Form::Apart(how, other), _) => {
+                    builder.step(unit, true, step(first), step(first), how);
+                    builder.step(unit, false, step(second), step(second), other);
+                }
+                (Unit::Two(first, second), ..) => {
+                    builder.step(unit, false, step(first), step(second), Algorithm::Direct);
+                }
+                (Unit::One(_), ..) => unreachable!("a single step has no form of a pair"),
             }
         }
         builder.output(program.output().id);
@@ -387,12 +394,16 @@ struct Builder {
 
 impl Builder {
     /// A unit, or one of its two steps, that reads what one step reads and writes what another one (or the same) writes.
-    fn step(&mut self, unit: usize, first: bool, step: &Step, last: &Step) {
+    fn step(&mut self, unit: usize, first: bool, step: &Step, last: &Step, how: Algorithm) {
         let dst = last.result.id;
         let srcs = match &step.op {
             Op::Concat => {
                 self.concat(step);
                 return;
+            }
+            Op::Conv2d(conv) if how == Algorithm::Sparse => {
+                let planes = Form::Planar { border: conv.padding, phases: 1 };
+                vec![self.copy_for(step.operands[0], planes, Some(unit))]
             }
             Op::Conv2d(conv) => vec![self.convolved(step.operands[0], conv.padding, conv.stride)],
             // A fully connected layer reads any form.
@@ -451,6 +462,11 @@ impl Builder {
 
     /// A copy of a value in another form, made once.
     fn copy(&mut self, value: Value, form: Form) -> usize {
+        self.copy_for(value, form, None)
+    }
+
+    /// The same, made for a unit if it is not there.
+    fn copy_for(&mut self, value: Value, form: Form, unit: Option<usize>) -> usize {
         if let Some(known) = self.copies.get(&(value.id, form.clone())) {
             return *known;
         }
@@ -463,7 +479,7 @@ impl Builder {
         };
         self.maps.push(Map { segments, size, border, home: Home::Arena { phases } });
         let dst = self.maps.len() - 1;
-        self.work.push(Work::Copy { src: value.id, dst });
+        self.work.push(Work::Copy { src: value.id, dst, unit });
         self.copies.insert((value.id, form), dst);
         dst
     }
@@ -478,7 +494,7 @@ impl Builder {
             if self.slots[operand.id] != Some((dst, block)) {
                 let Map { size, border, .. } = self.maps[dst];
                 self.maps.push(Map { segments, size, border, home: Home::Part { of: dst, block } });
-                self.work.push(Work::Copy { src: operand.id, dst: self.maps.len() - 1 });
+                self.work.push(Work::Copy { src: operand.id, dst: self.maps.len() - 1, unit: None });
             }
             block += blocks;
         }
@@ -495,7 +511,7 @@ impl Builder {
                 home: Home::Logits,
             };
             self.maps.push(map);
-            self.work.push(Work::Copy { src: id, dst: self.maps.len() - 1 });
+            self.work.push(Work::Copy { src: id, dst: self.maps.len() - 1, unit: None });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Two layers in a row as the one layer that they are.
 
-use crate::{Options, Step};
+use crate::{Density, Options, Step};
 use cofilter_graph::{Array, Conv2d, Linear, Op};
 use cofilter_kernels::blocked::Storage;
 
@@ -51,6 +51,7 @@ pub(super) fn multiplied(first: &Step, second: &Step) -> Option<Step> {
         relu: second.relu,
         result: second.result,
         macs,
+        density: Density::FULL,
     })
 }
 

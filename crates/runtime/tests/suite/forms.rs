@@ -1,7 +1,7 @@
 //! The ways of computing a layer: all of them agree with the oracle, and a table of costs decides.
 
 use crate::numbers::{images, model, options, relative_error, run, same_bits};
-use cofilter_graph::{Conv2d, Graph, Model, Shape};
+use cofilter_graph::{Array, Conv2d, Graph, Model, Shape};
 use cofilter_runtime::{CostTable, Options, Plan, Storage, reference};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,34 +47,83 @@ fn table(all: &CostTable, pick: usize) -> (CostTable, usize) {
     (table, most)
 }
 
-#[test]
-fn every_form_of_every_layer_equals_the_oracle() {
-    let model = net();
-    let options = Options { tolerance: 1e-3, ..options(3, 2) };
+/// Runs a network in every form of its layers, holds all to the oracle, and gives what the plans say of themselves.
+fn every_form(model: &Model, batch: usize) -> (CostTable, String) {
+    let options = Options { tolerance: 1e-3, ..options(batch, 2) };
     let mut costs = CostTable::new();
-    costs.measure(&model, &options, 1).unwrap();
-    // Three Winograd-fit layers, three pairs (one of them a Winograd-fit one in groups).
-    let forms: BTreeMap<&str, usize> = costs.layers.iter().map(|(k, v)| (k.as_str(), v.len())).collect();
-    assert!(forms.values().any(|n| *n == 3) && forms.values().any(|n| *n >= 6), "{forms:?}");
-    let images = images(3 * model.graph().input_shape().elements(), 3);
-    let expected = reference::run(&model, &images).unwrap();
+    costs.measure(model, &options, 1).unwrap();
+    let images = images(batch * model.graph().input_shape().elements(), 3);
+    let expected = reference::run(model, &images).unwrap();
     let mut descriptions = std::collections::BTreeSet::new();
     for pick in 0..table(&costs, 0).1 {
         let options = Options { costs: Some(Arc::new(table(&costs, pick).0)), ..options.clone() };
-        let found = run(&model, &options, &images);
+        let found = run(model, &options, &images);
         let error = relative_error(&found, &expected);
         assert!(error < 2e-5, "form {pick}: {error:e}");
         for threads in [1, 3, 7] {
-            let plan = Plan::compile(&model, &Options { threads, ..options.clone() }).unwrap();
+            let plan = Plan::compile(model, &Options { threads, ..options.clone() }).unwrap();
             descriptions.insert(plan.describe());
         }
-        let plan = Plan::compile(&model, &options).unwrap();
+        let plan = Plan::compile(model, &options).unwrap();
         descriptions.insert(plan.describe());
     }
-    let all: String = descriptions.into_iter().collect();
+    (costs, descriptions.into_iter().collect())
+}
+
+#[test]
+fn every_form_of_every_layer_equals_the_oracle() {
+    let (costs, all) = every_form(&net(), 3);
+    // Three Winograd-fit layers, three pairs (one of them a Winograd-fit one in groups).
+    let forms: BTreeMap<&str, usize> = costs.layers.iter().map(|(k, v)| (k.as_str(), v.len())).collect();
+    assert!(forms.values().any(|n| *n == 3) && forms.values().any(|n| *n >= 6), "{forms:?}");
     for word in ["winograd 2x2", "winograd 4x4", "together", "factors multiplied", "depthwise"] {
         assert!(all.contains(word), "no plan used {word}:\n{all}");
     }
+    assert!(!all.contains("sparse") && !all.contains(" of weights"), "nothing is zero:\n{all}");
+}
+
+/// The network with weights of zero wherever `zero` says so, of a layer's node and a place in its weight.
+fn with_zeros(model: &Model, zero: impl Fn(&str, usize) -> bool) -> Model {
+    let params = model.params().map(|id, slot, array| {
+        let data = array.data().iter().enumerate();
+        let kept = |(at, w): (usize, &f32)| {
+            if slot == 0 && zero(model.graph().node(id).name(), at) { 0.0 } else { *w }
+        };
+        Array::new(array.dims().to_vec(), data.map(kept).collect::<Vec<f32>>())
+    });
+    model.with_params(params).unwrap()
+}
+
+#[test]
+fn every_form_of_a_pruned_layer_equals_the_oracle() {
+    // Two thirds of the weights, in no order.
+    let pruned = with_zeros(&net(), |_, at| (at * 2_654_435_761 >> 16) % 3 != 0);
+    for batch in [1, 3] {
+        let (costs, all) = every_form(&pruned, batch);
+        for word in ["sparse", "direct + sparse", "winograd 4x4 + sparse"] {
+            let times = |forms: &BTreeMap<String, f64>| forms.contains_key(word);
+            assert!(costs.layers.values().any(times), "{word}: {costs:?}");
+        }
+        assert!(all.contains("conv2d 3x3, sparse, 33 % of weights"), "{all}");
+        assert!(all.contains("conv2d 1x1, sparse, "), "{all}");
+    }
+    // All of them, and whole columns.
+    for zero in [|_: &str, _| true, |name: &str, at| name == "plain" && at % 9 < 6] {
+        every_form(&with_zeros(&net(), zero), 2);
+    }
+}
+
+#[test]
+fn a_table_tells_layers_of_other_densities_apart() {
+    let pruned = |of: usize| with_zeros(&net(), |_, at| (at * 2_654_435_761 >> 16) % of != 0);
+    let options = options(1, 1);
+    let mut costs = CostTable::new();
+    let mut counts = vec![];
+    for model in [net(), pruned(3), pruned(4), pruned(3)] {
+        costs.measure(&model, &options, 1).unwrap();
+        counts.push(costs.layers.len());
+    }
+    assert!(counts[0] < counts[1] && counts[1] < counts[2] && counts[2] == counts[3], "{counts:?}");
 }
 
 #[test]

@@ -410,7 +410,8 @@ impl Input {
             for (run, (channel, tap)) in self.runs.iter().zip(&self.sources) {
                 let (channels, first) = source.inside(groups, output, run.len, *channel);
                 if !channels.is_empty() {
-                    let weights = source.weight[first + source.taps[*tap]..].iter().step_by(source.strides[1]);
+                    let weights =
+                        source.weight[first + source.taps[*tap]..].iter().step_by(source.strides[1]);
                     let live = live[at + channels.start..at + channels.end].iter_mut();
                     live.zip(weights).for_each(|(live, weight)| *live |= *weight != 0.0);
                 }

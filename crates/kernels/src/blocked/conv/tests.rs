@@ -171,7 +171,8 @@ fn columns_of_zeros_are_neither_kept_nor_read() {
     for zeros in [Zeros::Columns, Zeros::Channels] {
         assert_eq!(bytes(zeros), outputs * left(zeros, 0) * 4 + biases, "{zeros:?}");
     }
-    let blocks: usize = (0..outputs).step_by(BLOCK).map(|filter| left(Zeros::Blocks, filter) * BLOCK * 4).sum();
+    let blocks: usize =
+        (0..outputs).step_by(BLOCK).map(|filter| left(Zeros::Blocks, filter) * BLOCK * 4).sum();
     assert_eq!(bytes(Zeros::Blocks), blocks + biases);
 }
 
