@@ -4,7 +4,7 @@
 //! vectors by a number: weights that are zero cost nothing. A tile of [`most_vectors`] vectors of pixels is computed for
 //! [`FILTERS`] filters at once, so that every vector that is read serves all of them. Which filters have a weight at a place of the
 //! window is one of fifteen patterns, and places are sorted by it: each pattern is a loop of its own without a branch, with sums that
-//! stay in registers.
+//! stay in registers. So many channels are read at a time as the first-level cache holds, for all filters of a block.
 #![expect(unsafe_code, reason = "pixels are read and written through pointers to shared memory")]
 
 use super::conv::check;
@@ -13,6 +13,7 @@ use super::memory::Memory;
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View, Weights, Window};
 use crate::tier::{self, Tier};
+use std::ops::Range;
 
 /// Filters computed at once.
 const FILTERS: usize = 4;
@@ -52,10 +53,12 @@ impl Step {
     }
 }
 
-/// Filters of a block of channels that are computed at once.
+/// Numbers that a tile reads of some channels, for all filters of a block before those of the next channels: 24 KiB.
+const RESIDENT: usize = 6 * 1024;
+
+/// Weights of the filters that are computed at once, for some channels.
 #[derive(Debug)]
 struct Packed {
-    bias: [f32; FILTERS],
     /// Where the places of each pattern begin; and the end.
     places: [u32; PATTERNS + 1],
     /// Where their weights begin.
@@ -80,8 +83,12 @@ struct Sparse {
     src: View,
     add: Option<View>,
     relu: bool,
-    /// For each block of the result as many as it takes.
+    /// One for each filter of the blocks.
+    bias: Vec<f32>,
+    /// For each block of the result, each part of the channels, and each [`FILTERS`] filters.
     filters: Vec<Packed>,
+    /// Parts of the channels.
+    parts: usize,
     /// Distances of places from the first one of the window.
     places: Vec<u32>,
     weights: Vec<f32>,
@@ -137,51 +144,73 @@ impl Sparse {
         };
         // SAFETY: the kernel reads and writes nothing.
         let most = unsafe { tier.launch(MostVectors) };
+        let tiles = tiles((dst.size[0] - 1) * src.row_stride + dst.size[1], most);
+        let widest = tiles.iter().map(|tile| tile.vectors * BLOCK).max().unwrap_or(0);
+        let window_len =
+            (height - 1) * window.dilation[0] * src.row_stride + (width - 1) * window.dilation[1];
+        let parts =
+            (src.channels() * (widest + window_len)).div_ceil(RESIDENT).clamp(1, src.channels().max(1));
         let mut sparse = Self {
             tier,
             window,
             src: src.clone(),
             add: add.cloned(),
             relu: weights.relu,
+            bias: Vec::new(),
             filters: Vec::new(),
+            parts,
             places: Vec::new(),
             weights: Vec::new(),
-            tiles: tiles((dst.size[0] - 1) * src.row_stride + dst.size[1], most),
+            tiles,
             dst: dst.clone(),
         };
+        let part = |part: usize| part * src.channels() / parts * height * width;
         let mut first = 0;
         for &lanes in dst.lanes.iter() {
-            for lane in (0..BLOCK).step_by(FILTERS) {
-                let filters = first + lane..(first + usize::from(lanes)).min(first + lane + FILTERS);
-                let weight = |filter: usize, column: usize| weights.weight[filter * columns + column];
-                let mut by_pattern: [Vec<usize>; PATTERNS] = Default::default();
-                for column in 0..columns {
-                    let bit = |(i, filter)| usize::from(weight(filter, column) != 0.0) << i;
-                    by_pattern[filters.clone().enumerate().map(bit).sum::<usize>()].push(column);
+            let end = first + usize::from(lanes);
+            let bias =
+                |filter| if filter < end { weights.bias.map_or(0.0, |bias| bias[filter]) } else { 0.0 };
+            sparse.bias.extend((first..first + BLOCK).map(bias));
+            for i in 0..parts {
+                for lane in (0..BLOCK).step_by(FILTERS) {
+                    let filters = first + lane..end.min(first + lane + FILTERS);
+                    sparse.pack(weights.weight, columns, filters, part(i)..part(i + 1), &distance);
                 }
-                let mut packed =
-                    Packed { bias: [0.0; FILTERS], places: [0; PATTERNS + 1], weights: [0; PATTERNS] };
-                for (i, filter) in filters.clone().enumerate() {
-                    packed.bias[i] = weights.bias.map_or(0.0, |bias| bias[filter]);
-                }
-                // Places without any weight are left out.
-                by_pattern[0].clear();
-                for (pattern, columns) in by_pattern.iter().enumerate() {
-                    packed.places[pattern] = small(sparse.places.len());
-                    packed.weights[pattern] = small(sparse.weights.len());
-                    for &column in columns {
-                        sparse.places.push(small(distance(column)));
-                        let nonzero =
-                            filters.clone().map(|filter| weight(filter, column)).filter(|w| *w != 0.0);
-                        sparse.weights.extend(nonzero);
-                    }
-                }
-                packed.places[PATTERNS] = small(sparse.places.len());
-                sparse.filters.push(packed);
             }
-            first += usize::from(lanes);
+            first = end;
         }
         sparse
+    }
+
+    /// Packs some columns of some filters.
+    fn pack(
+        &mut self,
+        weight: &[f32],
+        columns: usize,
+        filters: Range<usize>,
+        part: Range<usize>,
+        distance: &impl Fn(usize) -> usize,
+    ) {
+        let weight = |filter: usize, column: usize| weight[filter * columns + column];
+        let mut by_pattern: [Vec<usize>; PATTERNS] = Default::default();
+        for column in part {
+            let bit = |(i, filter)| usize::from(weight(filter, column) != 0.0) << i;
+            by_pattern[filters.clone().enumerate().map(bit).sum::<usize>()].push(column);
+        }
+        let mut packed = Packed { places: [0; PATTERNS + 1], weights: [0; PATTERNS] };
+        // Places without any weight are left out.
+        by_pattern[0].clear();
+        for (pattern, columns) in by_pattern.iter().enumerate() {
+            packed.places[pattern] = small(self.places.len());
+            packed.weights[pattern] = small(self.weights.len());
+            for &column in columns {
+                self.places.push(small(distance(column)));
+                let nonzero = filters.clone().map(|filter| weight(filter, column)).filter(|w| *w != 0.0);
+                self.weights.extend(nonzero);
+            }
+        }
+        packed.places[PATTERNS] = small(self.places.len());
+        self.filters.push(packed);
     }
 }
 
@@ -203,7 +232,10 @@ impl Stage for Sparse {
     }
 
     fn weight_bytes(&self) -> usize {
-        size_of_val(&*self.weights) + size_of_val(&*self.places) + size_of_val(&*self.filters)
+        size_of_val(&*self.weights)
+            + size_of_val(&*self.places)
+            + size_of_val(&*self.filters)
+            + size_of_val(&*self.bias)
     }
 
     fn jobs(&self, images: usize) -> usize {
@@ -260,18 +292,26 @@ impl Part<'_> {
     /// As [`Stage::run`]; the machine has `L` and the caller is compiled for it.
     #[inline(always)]
     unsafe fn vectors<L: Lanes, const N: usize>(&self) {
-        let Sparse { window, src, filters, .. } = self.sparse;
+        let Sparse { window, src, filters, bias, parts, .. } = self.sparse;
         let [above, left] = window.padding.map(|padding| padding as isize);
         let pixels = self.memory.at(src, self.image, 0, -above, -left);
         let each = BLOCK / FILTERS;
+        let bias = &bias[self.block * BLOCK..(self.block + 1) * BLOCK];
+        let filters = &filters[self.block * parts * each..(self.block + 1) * parts * each];
         // SAFETY: all places of the window are inside the map for all pixels of a tile; scratch is long enough.
         unsafe {
             let pixels = pixels.add(self.tile.start);
-            for (i, packed) in filters[self.block * each..(self.block + 1) * each].iter().enumerate() {
-                let sums = self.sums::<L, N>(packed, pixels);
+            for (i, packed) in filters.iter().enumerate() {
+                let first = i % each * FILTERS;
+                let at = |f: usize, n: usize| self.scratch.add(((first + f) * N + n) * BLOCK);
+                let sums: [[L::Vector; N]; FILTERS] = std::array::from_fn(|f| match i < each {
+                    true => [L::splat(bias[first + f]); N],
+                    false => std::array::from_fn(|n| L::load(at(f, n))),
+                });
+                let sums = self.sums::<L, N>(packed, pixels, sums);
                 for (f, sums) in sums.iter().enumerate() {
                     for (n, sum) in sums.iter().enumerate() {
-                        L::store(self.scratch.add(((i * FILTERS + f) * N + n) * BLOCK), *sum);
+                        L::store(at(f, n), *sum);
                     }
                 }
             }
@@ -279,7 +319,7 @@ impl Part<'_> {
         }
     }
 
-    /// The sums of some filters.
+    /// Adds to the sums of some filters.
     ///
     /// # Safety
     /// As [`Part::vectors`]; the tile begins at `pixels`.
@@ -288,10 +328,10 @@ impl Part<'_> {
         &self,
         packed: &Packed,
         pixels: *const f32,
+        mut sums: [[L::Vector; N]; FILTERS],
     ) -> [[L::Vector; N]; FILTERS] {
         // SAFETY: handed on from the caller.
         unsafe {
-            let mut sums = packed.bias.map(|bias| [L::splat(bias); N]);
             macro_rules! patterns {
                 ($($pattern:literal)*) => {
                     $(self.pattern::<L, N, $pattern>(packed, pixels, &mut sums);)*

@@ -98,8 +98,9 @@ impl View {
         let left = border[1].next_multiple_of(phases);
         let phase_stride = (left + size[1] + border[1]).div_ceil(phases);
         let row_stride = phase_stride * phases;
-        let block_stride = (size[0] + 2 * border[0]) * row_stride;
-        let image_stride = (channels * block_stride).next_multiple_of(BLOCK);
+        // Channels begin at whole vectors.
+        let block_stride = ((size[0] + 2 * border[0]) * row_stride).next_multiple_of(BLOCK);
+        let image_stride = channels * block_stride;
         Self {
             place: Place::Arena,
             offset: start + border[0] * row_stride + left / phases,

@@ -7,6 +7,7 @@ mod embed;
 mod gain;
 mod layers;
 mod peers;
+pub(crate) mod sparse;
 mod subject;
 mod table;
 mod train;
@@ -32,6 +33,8 @@ pub enum Bench {
     Nets(Options),
     /// Networks in our runtime, ONNX Runtime, OpenVINO and PyTorch (f32 all), interleaved in one run
     Peers(Options),
+    /// Pruned convolutions over the same ones dense, by density and pattern of zeros
+    Sparse(Options),
     /// Training beside PyTorch's, interleaved in one run: images a second, losses (curves in the JSON), shares of an iteration
     Train(Options),
     /// Measure what every way of computing the layers costs here, and keep it for plans
@@ -44,7 +47,7 @@ pub struct Options {
     /// Batch 1 and 8 and a short time for each cell; for `train`, 20 iterations instead of 200
     #[arg(long)]
     quick: bool,
-    /// Only networks (for `gain`: sets of layers) whose name contains this
+    /// Only networks (for `gain`: sets of layers, for `sparse`: layers) whose name contains this
     #[arg(long, default_value = "")]
     net: String,
     /// Only `dense` or `low-rank`
@@ -185,6 +188,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Gain(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
         Bench::Nets(options) => (options, &["--venv", "--write"]),
         Bench::Peers(options) => (options, &[]),
+        Bench::Sparse(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
         Bench::Train(options) => (options, &["--batch", "--budget", "--form", "--fresh", "--model"]),
         Bench::Tune(options) => (options, &["--budget", "--json", "--venv", "--write"]),
     };
@@ -197,6 +201,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Gain(options) => gain::run(options),
         Bench::Nets(options) => cell::run(options, false),
         Bench::Peers(options) => cell::run(options, true),
+        Bench::Sparse(options) => sparse::run(options),
         Bench::Train(options) => train::run(options),
         Bench::Tune(options) => tune::run(options),
     }

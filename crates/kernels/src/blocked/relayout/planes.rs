@@ -153,9 +153,10 @@ mod tests {
             let mut arena = vec![f32::NAN; start + dst.memory_len(images)];
             let numbers = noise(images * channels * size[0] * size[1], 5);
             pack(&src, images, &numbers, &mut arena);
-            // Images of planes may lie some numbers apart.
-            for image in (start..arena.len()).step_by(dst.image_stride) {
-                arena[image + channels * dst.block_stride..image + dst.image_stride].fill(0.0);
+            // Channels of planes may lie some numbers apart.
+            let plane = dst.row_stride * (size[0] + 2 * outer[0]);
+            for channel in (start..arena.len()).step_by(dst.block_stride) {
+                arena[channel + plane..channel + dst.block_stride].fill(0.0);
             }
             for tier in available() {
                 let make =

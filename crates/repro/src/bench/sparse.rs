@@ -1,0 +1,295 @@
+//! Layers with weights of zero over the same layers dense: from which density on zeros are time.
+
+use super::layers::first_and_last;
+use super::subject::images;
+use super::{Options, median, publish, written_by};
+use crate::machine::Machine;
+use anyhow::{Context as _, Result, ensure};
+use cofilter_graph::{Conv2d, Graph, Model, Shape};
+use cofilter_runtime::{CostTable, Options as PlanOptions, Plan, Session, Team};
+use cofilter_sparsity::{Grouping, Pattern, Pruning, prune_magnitude};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Largest error of a layer relative to its largest result: Winograd's bound.
+const TOLERANCE: f64 = 1e-4;
+/// Shares of weights that are left.
+const DENSITIES: [f64; 8] = [0.8, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05];
+
+/// What becomes zero together: name and pattern.
+pub(crate) const PATTERNS: [(&str, Pattern); 5] = [
+    ("single weights", Pattern::Elements),
+    ("1x4", Pattern::Groups(Grouping::Blocks { rows: 1, columns: 4 })),
+    ("4x1", Pattern::Groups(Grouping::Blocks { rows: 4, columns: 1 })),
+    ("16x1", Pattern::Groups(Grouping::Blocks { rows: 16, columns: 1 })),
+    ("columns", Pattern::Groups(Grouping::Columns)),
+];
+
+/// A convolution of stride 1 that keeps the size of the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// Input channels.
+    pub(crate) inputs: usize,
+    /// Output channels.
+    pub(crate) outputs: usize,
+    /// Height and width of the window.
+    pub(crate) kernel: usize,
+    /// Height and width of the map.
+    pub(crate) size: usize,
+}
+
+/// Convolutions of ResNet-50 at stride 1, and of ResNet-20.
+pub(crate) const LAYERS: [Layer; 11] = [
+    layer(64, 64, 3, 56),
+    layer(128, 128, 3, 28),
+    layer(256, 256, 3, 14),
+    layer(512, 512, 3, 7),
+    layer(256, 64, 1, 56),
+    layer(64, 256, 1, 56),
+    layer(512, 128, 1, 28),
+    layer(1024, 256, 1, 14),
+    layer(512, 2048, 1, 7),
+    layer(32, 32, 3, 16),
+    layer(64, 64, 3, 8),
+];
+
+const fn layer(inputs: usize, outputs: usize, kernel: usize, size: usize) -> Layer {
+    Layer { inputs, outputs, kernel, size }
+}
+
+impl Layer {
+    pub(crate) fn title(&self) -> String {
+        let Self { inputs, outputs, kernel, size } = *self;
+        format!("{kernel}x{kernel} {inputs} > {outputs}, {size}x{size}")
+    }
+
+    /// The layer behind another one, with weights drawn at random.
+    fn model(&self) -> Result<Model> {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(self.inputs, self.size, self.size))?;
+        let x = b.relu("before", x)?;
+        let padding = [self.kernel / 2; 2];
+        let x = b.conv2d("layer", x, Conv2d { padding, ..Conv2d::new(self.outputs, self.kernel) })?;
+        Ok(Model::init(b.finish(&[x])?, &Default::default(), 1)?)
+    }
+}
+
+/// Median microseconds of a layer in each of its forms, dense and pruned, in one interleaved run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// The layer.
+    pub(crate) layer: Layer,
+    /// Name of the pattern.
+    pub(crate) pattern: String,
+    /// Share of weights that was asked for.
+    pub(crate) density: f64,
+    /// Share of weights that are there.
+    pub(crate) weights: f64,
+    /// Share of the columns of sixteen filters each that are there.
+    pub(crate) columns: f64,
+    /// Images.
+    pub(crate) batch: usize,
+    /// Threads.
+    pub(crate) threads: usize,
+    /// With all weights, by form.
+    pub(crate) dense_us: BTreeMap<String, f64>,
+    /// With those that are left, by form.
+    pub(crate) pruned_us: BTreeMap<String, f64>,
+    /// Largest difference from the reference, relative to its largest number.
+    pub(crate) error: f64,
+}
+
+impl Row {
+    /// The fastest form of each and its time.
+    pub(crate) fn best(&self) -> [(&str, f64); 2] {
+        [&self.dense_us, &self.pruned_us].map(|times| {
+            let least = times.iter().min_by(|a, b| a.1.total_cmp(b.1));
+            least.map_or(("", f64::NAN), |(form, us)| (form.as_str(), *us))
+        })
+    }
+
+    /// Times as fast as the fastest dense form, of what a plan would take.
+    pub(crate) fn speedup(&self) -> f64 {
+        let [(_, dense), (_, pruned)] = self.best();
+        dense / pruned
+    }
+
+    /// The same over the dense form that does one multiplication for each weight.
+    pub(crate) fn over_direct(&self) -> f64 {
+        self.dense_us["direct"] / self.best()[1].1
+    }
+}
+
+/// Largest density of some rows from which on all sparser ones are at least so much faster than the fastest dense form.
+pub(crate) fn break_even(rows: &[&Row]) -> Option<f64> {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| a.density.total_cmp(&b.density));
+    rows.iter().take_while(|row| row.speedup() > 1.0).last().map(|row| row.density)
+}
+
+/// A session for each form of the layer.
+fn sessions(model: &Model, options: &PlanOptions) -> Result<Vec<(String, Session)>> {
+    let mut costs = CostTable::new();
+    costs.measure(model, options, 1)?;
+    let forms: Vec<String> = costs.layers.values().flat_map(|forms| forms.keys().cloned()).collect();
+    // A layer with one form is in no table.
+    let forms = if forms.is_empty() { vec!["direct".to_owned()] } else { forms };
+    let session = |form: String| {
+        let mut costs = costs.clone();
+        for (name, us) in costs.layers.values_mut().flatten() {
+            *us = if *name == form { 1.0 } else { 2.0 };
+        }
+        let plan = Plan::compile(model, &PlanOptions { costs: Some(Arc::new(costs)), ..options.clone() })?;
+        Ok((form, plan.session()))
+    };
+    forms.into_iter().map(session).collect()
+}
+
+/// Time of the convolution and of the copy that it needs: what comes after the step before it, up to it.
+fn layer_us(session: &mut Session, images: &[f32]) -> Result<f64> {
+    let steps = session.profile(images)?.steps;
+    let at = |name: &str| steps.iter().position(|step| step.step.nodes.split('+').any(|node| node == name));
+    let (before, layer) = at("before").zip(at("layer")).context("no such step")?;
+    Ok(steps[before + 1..=layer].iter().map(|step| step.time_us).sum())
+}
+
+/// Measures a layer at some density.
+pub(crate) fn measure(
+    layer: Layer,
+    (name, pattern): (&str, Pattern),
+    density: f64,
+    batch: usize,
+    team: &Arc<Team>,
+    seconds: f64,
+) -> Result<Row> {
+    let dense = layer.model()?;
+    let pruning = Pruning { sparsity: 1.0 - density, pattern, ..Pruning::default() };
+    let (pruned, _) = prune_magnitude(&dense, &pruning)?;
+    let threads = team.threads();
+    let options = PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
+    let program = cofilter_runtime::Program::lower(&pruned)?;
+    let of = program.steps().last().context("no step")?.density;
+    let images = images(batch * dense.graph().input_shape().elements());
+    let mut error = 0.0_f64;
+    let mut all = Vec::new();
+    for (which, model) in [&dense, &pruned].into_iter().enumerate() {
+        for (form, mut session) in sessions(model, &options)? {
+            let mut found = vec![f32::NAN; batch * session.plan().output_len()];
+            session.run(&images, &mut found)?;
+            let worst = first_and_last(model, &images, batch, &found)?;
+            ensure!(worst <= TOLERANCE, "{}, {form}: differs from the reference by {worst:e}", layer.title());
+            error = error.max(worst);
+            all.push((which, form, session, Vec::new()));
+        }
+    }
+    let start = Instant::now();
+    let mut round = 0;
+    while round < 7 || start.elapsed().as_secs_f64() < seconds {
+        let count = all.len();
+        for turn in 0..count {
+            let (_, _, session, times) = &mut all[(round + turn) % count];
+            times.push(layer_us(session, &images)?);
+        }
+        round += 1;
+    }
+    let times = |wanted: usize| {
+        let of = all.iter().filter(|(which, ..)| *which == wanted);
+        of.map(|(_, form, _, times)| (form.clone(), median(times))).collect()
+    };
+    Ok(Row {
+        layer,
+        pattern: name.into(),
+        density,
+        weights: of.weights,
+        columns: of.columns,
+        batch,
+        threads,
+        dense_us: times(0),
+        pruned_us: times(1),
+        error,
+    })
+}
+
+/// Measures all layers, patterns and densities and writes the tables.
+pub(super) fn run(options: &Options) -> Result<()> {
+    let mut rows: Vec<Row> = Vec::new();
+    let batches = if options.batch.is_empty() { vec![1] } else { options.batch.clone() };
+    for threads in options.thread_counts() {
+        let team = Arc::new(Team::new(threads)?);
+        for &batch in &batches {
+            for layer in LAYERS.into_iter().filter(|layer| layer.title().contains(&options.net)) {
+                for pattern in PATTERNS {
+                    for density in DENSITIES
+                        .into_iter()
+                        .skip(usize::from(options.quick))
+                        .step_by(1 + usize::from(options.quick))
+                    {
+                        let row = measure(layer, pattern, density, batch, &team, options.seconds() / 8.0)?;
+                        println!("{}", row.cells().join("  "));
+                        rows.push(row);
+                    }
+                }
+            }
+        }
+    }
+    let machine =
+        Machine::here(options.thread_counts().into_iter().max().unwrap_or(1), cofilter_runtime::cpu_tier());
+    let value = serde_json::json!({ "machine": machine, "commit": crate::machine::commit(), "rows": rows });
+    publish(options, "runs/speed/sparse.md", &markdown(&rows, &machine), &value)
+}
+
+const HEADER: [&str; 13] = [
+    "layer",
+    "zeros",
+    "batch",
+    "threads",
+    "weights",
+    "columns",
+    "dense, direct",
+    "dense, best",
+    "pruned, direct",
+    "pruned, sparse",
+    "pruned, best",
+    "over direct",
+    "over best",
+];
+
+impl Row {
+    fn cells(&self) -> [String; 13] {
+        let us = |form: &str| self.pruned_us.get(form).map_or("-".into(), |us| format!("{us:.0}"));
+        let [(dense, dense_us), (pruned, pruned_us)] = self.best();
+        [
+            self.layer.title(),
+            self.pattern.clone(),
+            self.batch.to_string(),
+            self.threads.to_string(),
+            format!("{:.0} %", 100.0 * self.weights),
+            format!("{:.0} %", 100.0 * self.columns),
+            format!("{:.0}", self.dense_us["direct"]),
+            format!("{dense_us:.0} {dense}"),
+            us("direct"),
+            us("sparse"),
+            format!("{pruned_us:.0} {pruned}"),
+            format!("{:.2}", self.over_direct()),
+            format!("{:.2}", self.speedup()),
+        ]
+    }
+}
+
+fn markdown(rows: &[Row], machine: &Machine) -> String {
+    let mut text = format!(
+        "# Pruned layers\n\n{}\n\nMachine: {machine}.\n\nMicroseconds of a convolution of random weights, all or pruned by magnitude, in every \
+         form that a plan may take, copies that a form needs included; medians of one interleaved run, every result checked. \"Columns\" are \
+         the columns of sixteen filters each with a weight. The last two columns are how many times as fast the fastest pruned form \
+         is as the dense one that multiplies weight by weight, and as the fastest dense one.\n",
+        written_by()
+    );
+    let _ = write!(text, "\n| {} |\n|{}\n", HEADER.join(" | "), "---|".repeat(HEADER.len()));
+    for row in rows {
+        let _ = writeln!(text, "| {} |", row.cells().join(" | "));
+    }
+    text
+}
