@@ -26,7 +26,7 @@ pub(crate) fn ci(with_tests: bool) -> Result<()> {
     }
     step("tiers", tiers)?;
     step("arm", arm)?;
-    for experiment in ["lenet", "speed"] {
+    for experiment in ["lenet", "sparsity", "speed"] {
         step(&format!("reproduce {experiment} --quick"), || {
             let out = format!("target/ci/{experiment}");
             run(&mut cargo(&["xtask", "reproduce", experiment, "--quick", "--fresh", "--out", &out]))

@@ -12,6 +12,7 @@ pub mod options;
 mod pipeline;
 pub mod report;
 pub mod results;
+pub mod sparsity;
 pub mod speed;
 pub mod stage;
 pub mod statistics;

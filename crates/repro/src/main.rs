@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use cofilter_repro::bench::Bench;
 use cofilter_repro::options::{Experiment, Options, root};
 use cofilter_repro::report::Report;
-use cofilter_repro::{cifar, decompose, lenet, speed};
+use cofilter_repro::{cifar, decompose, lenet, sparsity, speed};
 use comfy_table::{Table, presets};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,6 +88,7 @@ fn run(options: &Options) -> Result<()> {
         Experiment::Convnet | Experiment::Resnet20 => cifar::run(options)?,
         Experiment::Decompose => decompose::run(options)?,
         Experiment::Lenet => lenet::run(options)?,
+        Experiment::Sparsity => sparsity::run(options)?,
         Experiment::Speed => speed::run(options)?,
     };
     print_report(&report);

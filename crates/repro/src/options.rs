@@ -17,6 +17,8 @@ pub enum Experiment {
     Decompose,
     /// ResNet-20 on CIFAR-10: force, low rank and fine-tuning as published; needs CIFAR-10.
     Resnet20,
+    /// Zeros on top of low rank: LeNet on the bundled digits and, with CIFAR-10, ResNet-20; what zeros are worth in time.
+    Sparsity,
     /// Theoretical and measured gain of low rank on AlexNet, GoogLeNet and ResNets; no data, no training.
     Speed,
 }
@@ -30,6 +32,7 @@ impl Experiment {
             Self::Decompose => "decompose",
             Self::Lenet => "lenet",
             Self::Resnet20 => "resnet20",
+            Self::Sparsity => "sparsity",
             Self::Speed => "speed",
         }
     }
@@ -55,13 +58,14 @@ pub struct Options {
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Folder of the data set. lenet: MNIST or Fashion-MNIST, for the published 10,000 iterations [default: fixtures/digits];
-    /// convnet, decompose, resnet20: CIFAR-10
+    /// convnet, decompose, resnet20, sparsity: CIFAR-10
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Folder with trained networks, for convnet, decompose and resnet20 [default: ../shared/data/weights]
+    /// Folder with trained networks, for convnet, decompose, resnet20 and sparsity [default: ../shared/data/weights]
     #[arg(long)]
     pub weights: Option<PathBuf>,
-    /// Times that decompose shows the training images again after a decomposition [default: 5; 0: no training]
+    /// Times that decompose (after a decomposition) and sparsity (for each ResNet-20) show the training images again [default: 5, 2; with
+    /// decompose 0: no training]
     #[arg(long)]
     pub epochs: Option<f64>,
     /// First seed

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use cofilter_data::{Augment, Dataset, Pipeline, Tally};
 use cofilter_graph::{Model, Preprocessing};
 use cofilter_runtime::latency::{Budget, measure};
-use cofilter_runtime::{Options, Plan, Team};
+use cofilter_runtime::{CostTable, Options, Plan, Team};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,10 +46,43 @@ pub fn latencies(
     threads: usize,
     time: Duration,
 ) -> Result<Vec<Percentiles>> {
+    interleaved(models, batch, threads, time, false)
+}
+
+/// The same, where the form of every layer is chosen by a table of costs that is measured before.
+///
+/// # Errors
+/// If a network cannot be compiled.
+pub fn tuned_latencies(
+    models: &[(&str, &Model)],
+    batch: usize,
+    threads: usize,
+    time: Duration,
+) -> Result<Vec<Percentiles>> {
+    interleaved(models, batch, threads, time, true)
+}
+
+/// Rounds in which every form of a layer is timed.
+const ROUNDS: usize = 15;
+
+fn interleaved(
+    models: &[(&str, &Model)],
+    batch: usize,
+    threads: usize,
+    time: Duration,
+    tuned: bool,
+) -> Result<Vec<Percentiles>> {
     ensure!(!models.is_empty(), "nothing to time");
     // One team for all: the system may place the threads of one better than those of another.
     let team = Some(Arc::new(Team::new(threads)?));
-    let options = Options { batch, threads, team, ..Options::default() };
+    let mut options = Options { batch, threads, team, ..Options::default() };
+    if tuned {
+        let mut costs = CostTable::new();
+        for (name, model) in models {
+            costs.measure(model, &options, ROUNDS).with_context(|| (*name).to_owned())?;
+        }
+        options.costs = Some(Arc::new(costs));
+    }
     let mut runs = Vec::with_capacity(models.len());
     for (name, model) in models {
         let plan = Plan::compile(model, &options).with_context(|| (*name).to_owned())?;

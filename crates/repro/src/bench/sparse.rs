@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Largest error of a layer relative to its largest result: Winograd's bound.
 const TOLERANCE: f64 = 1e-4;
 /// Shares of weights that are left.
-const DENSITIES: [f64; 8] = [0.8, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05];
+pub(crate) const DENSITIES: [f64; 8] = [0.8, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05];
 
 /// What becomes zero together: name and pattern.
 pub(crate) const PATTERNS: [(&str, Pattern); 5] = [
@@ -64,6 +64,11 @@ impl Layer {
     pub(crate) fn title(&self) -> String {
         let Self { inputs, outputs, kernel, size } = *self;
         format!("{kernel}x{kernel} {inputs} > {outputs}, {size}x{size}")
+    }
+
+    /// Whether it is one of ResNet-50.
+    pub(crate) fn in_resnet50(&self) -> bool {
+        self.size.is_multiple_of(7)
     }
 
     /// The layer behind another one, with weights drawn at random.
@@ -123,11 +128,14 @@ impl Row {
     }
 }
 
-/// Largest density of some rows from which on all sparser ones are at least so much faster than the fastest dense form.
-pub(crate) fn break_even(rows: &[&Row]) -> Option<f64> {
-    let mut rows = rows.to_vec();
-    rows.sort_by(|a, b| a.density.total_cmp(&b.density));
-    rows.iter().take_while(|row| row.speedup() > 1.0).last().map(|row| row.density)
+/// Largest density from which on down all of these layers are faster, by this measure of how many times.
+pub(crate) fn break_even(rows: &[&Row], speedup: fn(&Row) -> f64) -> Option<f64> {
+    let mut densities: Vec<f64> = rows.iter().map(|row| row.density).collect();
+    densities.sort_by(f64::total_cmp);
+    densities.dedup();
+    let faster =
+        |density: &f64| rows.iter().filter(|row| row.density == *density).all(|row| speedup(row) > 1.0);
+    densities.into_iter().take_while(faster).last()
 }
 
 /// A session for each form of the layer.
@@ -241,24 +249,26 @@ pub(super) fn run(options: &Options) -> Result<()> {
     publish(options, "runs/speed/sparse.md", &markdown(&rows, &machine), &value)
 }
 
-const HEADER: [&str; 13] = [
-    "layer",
-    "zeros",
-    "batch",
-    "threads",
-    "weights",
-    "columns",
-    "dense, direct",
-    "dense, best",
-    "pruned, direct",
-    "pruned, sparse",
-    "pruned, best",
-    "over direct",
-    "over best",
-];
-
 impl Row {
-    fn cells(&self) -> [String; 13] {
+    /// Heads of the columns of a table.
+    pub(crate) const HEADER: [&str; 13] = [
+        "layer",
+        "zeros",
+        "batch",
+        "threads",
+        "weights",
+        "columns",
+        "dense, direct",
+        "dense, best",
+        "pruned, direct",
+        "pruned, sparse",
+        "pruned, best",
+        "over direct",
+        "over best",
+    ];
+
+    /// One line of it.
+    pub(crate) fn cells(&self) -> [String; 13] {
         let us = |form: &str| self.pruned_us.get(form).map_or("-".into(), |us| format!("{us:.0}"));
         let [(dense, dense_us), (pruned, pruned_us)] = self.best();
         [
@@ -287,9 +297,47 @@ fn markdown(rows: &[Row], machine: &Machine) -> String {
          is as the dense one that multiplies weight by weight, and as the fastest dense one.\n",
         written_by()
     );
-    let _ = write!(text, "\n| {} |\n|{}\n", HEADER.join(" | "), "---|".repeat(HEADER.len()));
+    let _ = write!(text, "\n| {} |\n|{}\n", Row::HEADER.join(" | "), "---|".repeat(Row::HEADER.len()));
     for row in rows {
         let _ = writeln!(text, "| {} |", row.cells().join(" | "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(size: usize, density: f64, pruned: f64) -> Row {
+        let times = |us: f64| BTreeMap::from([("direct".to_owned(), us)]);
+        Row {
+            layer: layer(64, 64, 3, size),
+            pattern: "1x4".into(),
+            density,
+            weights: density,
+            columns: 1.0,
+            batch: 1,
+            threads: 1,
+            dense_us: times(10.0),
+            pruned_us: times(pruned),
+            error: 0.0,
+        }
+    }
+
+    #[test]
+    fn all_layers_break_even_where_the_last_one_does() {
+        let rows = [
+            row(7, 0.5, 9.0),
+            row(7, 0.2, 4.0),
+            row(14, 0.5, 11.0),
+            row(14, 0.2, 5.0),
+            row(7, 0.8, 9.5),
+            row(14, 0.8, 9.0),
+        ];
+        let found = |rows: &[&Row]| break_even(rows, Row::over_direct);
+        assert_eq!(found(&rows.iter().collect::<Vec<_>>()), Some(0.2));
+        assert_eq!(found(&[&rows[0], &rows[1]]), Some(0.5));
+        assert_eq!(found(&[&rows[2]]), None);
+        assert!((rows[1].speedup() - 2.5).abs() < 1e-12);
+    }
 }

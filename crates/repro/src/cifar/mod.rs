@@ -100,6 +100,14 @@ struct Study<'a> {
     tries: usize,
 }
 
+/// ResNet-20 as it was trained by others.
+///
+/// # Errors
+/// If its file is missing or another network's.
+pub(crate) fn trained_resnet20(options: &Options) -> Result<Model> {
+    Subject::resnet20(false)?.model(options, options.seed)
+}
+
 /// Runs the experiment and writes its report.
 ///
 /// # Errors

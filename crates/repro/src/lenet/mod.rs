@@ -5,7 +5,7 @@
 
 mod claims;
 mod figures;
-mod settings;
+pub(crate) mod settings;
 
 use crate::machine::{self, Machine};
 use crate::options::{Options, root};

@@ -7,29 +7,29 @@ use std::collections::BTreeMap;
 
 /// Everything of the experiment that is a choice.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Images in a batch (the authors' solver).
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
     /// Iterations of the baseline, and again of each continued arm.
-    pub(super) train_iterations: u64,
+    pub(crate) train_iterations: u64,
     /// Iterations of fine-tuning after decomposition, and again after pruning.
-    pub(super) tune_iterations: u64,
+    pub(crate) tune_iterations: u64,
     /// Iterations between two evaluations while fine-tuning.
-    pub(super) evaluate_every: u64,
+    pub(crate) evaluate_every: u64,
     /// Iterations between two checkpoints.
-    pub(super) checkpoint_every: u64,
+    pub(crate) checkpoint_every: u64,
     /// Training images used; `None` is all.
-    pub(super) train_images: Option<usize>,
+    pub(crate) train_images: Option<usize>,
     /// Test images used; `None` is all.
-    pub(super) test_images: Option<usize>,
+    pub(crate) test_images: Option<usize>,
     /// Share of the squared singular values that a rank has to keep.
-    pub(super) energy: f64,
+    pub(crate) energy: f64,
     /// Strength of the L1-norm force.
-    pub(super) strength_l1: f64,
+    pub(crate) strength_l1: f64,
     /// Strength of the L2-norm force.
-    pub(super) strength_l2: f64,
+    pub(crate) strength_l2: f64,
     /// Share of the weights that pruning sets to zero.
-    pub(super) sparsity: f64,
+    pub(crate) sparsity: f64,
 }
 
 /// The published learning rate of every LeNet solver.
@@ -38,7 +38,7 @@ const LEARNING_RATE: f64 = 0.01;
 impl Settings {
     /// The published length, for all of MNIST or Fashion-MNIST.
     #[must_use]
-    pub(super) fn published() -> Self {
+    pub(crate) fn published() -> Self {
         Self {
             batch: 64,
             train_iterations: 10_000,
@@ -56,7 +56,7 @@ impl Settings {
 
     /// A fifth of the published length, for the bundled digits.
     #[must_use]
-    pub(super) fn bundled() -> Self {
+    pub(crate) fn bundled() -> Self {
         Self {
             train_iterations: 2_000,
             tune_iterations: 1_000,
@@ -69,7 +69,7 @@ impl Settings {
 
     /// Long enough to walk the whole path, too short to mean anything.
     #[must_use]
-    pub(super) fn quick() -> Self {
+    pub(crate) fn quick() -> Self {
         Self {
             train_iterations: 60,
             tune_iterations: 30,
@@ -84,7 +84,7 @@ impl Settings {
     /// The baseline: `inv` with gamma 1e-4 and power 0.75 at 10,000 iterations (`lenet_solver`); shorter runs raise gamma
     /// so that the last rate is the same.
     #[must_use]
-    pub(super) fn baseline(&self, seed: u64) -> Recipe {
+    pub(crate) fn baseline(&self, seed: u64) -> Recipe {
         #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
         let gamma = 1e-4 * 10_000.0 / self.train_iterations as f64;
         let schedule = Schedule::Inv { gamma, power: 0.75 };
@@ -94,14 +94,14 @@ impl Settings {
     /// A continued arm: `multistep` with factor 0.9 at 50, 70, 80, 90 and 95 % (`lenet_multistep_solver`), with or
     /// without force on both convolutions.
     #[must_use]
-    pub(super) fn continued(&self, seed: u64, force: Option<(Force, f64)>) -> Recipe {
+    pub(crate) fn continued(&self, seed: u64, force: Option<(Force, f64)>) -> Recipe {
         let rule = force.map(|(force, strength)| ForceRule::new(force, strength, zoo::lenet::force_layers()));
         self.recipe(seed, self.train_iterations, multistep(self.train_iterations), rule)
     }
 
     /// Fine-tuning without force, the same schedule over fewer iterations.
     #[must_use]
-    pub(super) fn tuning(&self, seed: u64) -> Recipe {
+    pub(crate) fn tuning(&self, seed: u64) -> Recipe {
         self.recipe(seed, self.tune_iterations, multistep(self.tune_iterations), None)
     }
 
@@ -130,11 +130,11 @@ fn multistep(iterations: u64) -> Schedule {
 }
 
 /// What the sweep multiplies the default strengths with.
-pub(super) const SWEEP: [f64; 5] = [0.2, 0.5, 1.0, 2.0, 5.0];
+pub(crate) const SWEEP: [f64; 5] = [0.2, 0.5, 1.0, 2.0, 5.0];
 
 /// The continued arms: name and force.
 #[must_use]
-pub(super) fn forces(settings: &Settings) -> BTreeMap<&'static str, Option<(Force, f64)>> {
+pub(crate) fn forces(settings: &Settings) -> BTreeMap<&'static str, Option<(Force, f64)>> {
     BTreeMap::from([
         ("control", None),
         ("force-l1", Some((Force::L1, settings.strength_l1))),
