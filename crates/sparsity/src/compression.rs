@@ -32,7 +32,7 @@ pub struct LayerCompression {
 /// count. Zeros that are removed physically and zeros that are stored give the same rate.
 ///
 /// # Errors
-/// [`Error::MissingLayer`] if the smaller network lacks a layer of the original.
+/// [`Error::MissingLayer`] if the smaller network lacks a layer of the original and has others.
 pub fn compression(original: &Model, smaller: &Model) -> Result<Compression> {
     let mut nonzeros: BTreeMap<&str, usize> = Layer::all(smaller)
         .into_iter()
@@ -43,10 +43,16 @@ pub fn compression(original: &Model, smaller: &Model) -> Result<Compression> {
         let sum = parts.iter().filter_map(|id| nonzeros.get(graph.node(*id).name())).sum();
         nonzeros.entry(name).or_insert(sum);
     }
-    let left = |name: &str| nonzeros.get(name).copied();
+    // What is gone as a whole, a residual block, has nothing left; but a network with other layers is no smaller one.
+    let originals = Layer::all(original);
+    let parts = graph.decomposed().into_iter().flat_map(|(_, parts)| parts).map(|id| graph.node(id).name());
+    let parts: Vec<&str> = parts.collect();
+    let known = |name: &str| parts.contains(&name) || originals.iter().any(|layer| layer.name == name);
+    let strange = Layer::all(smaller).iter().any(|layer| !known(layer.name));
+    let left = |name: &str| nonzeros.get(name).copied().or((!strange).then_some(0));
     let rate = |weights: usize, nonzeros: usize| (nonzeros > 0).then(|| ratio(weights, nonzeros));
-    let layers = Layer::all(original)
-        .into_iter()
+    let layers = originals
+        .iter()
         .map(|layer| {
             let nonzeros =
                 left(layer.name).ok_or_else(|| Error::MissingLayer { layer: layer.name.into() })?;

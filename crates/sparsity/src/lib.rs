@@ -36,6 +36,7 @@ mod layer;
 mod liveness;
 mod masks;
 mod prune;
+mod silence;
 
 pub use compact::{Removal, compact};
 pub use compression::{Compression, LayerCompression, compression};
@@ -44,3 +45,4 @@ pub use error::{Error, Result};
 pub use groups::{Grouping, Groups, zero_groups};
 pub use masks::{Masks, apply, masks_of_zero_groups, masks_of_zeros};
 pub use prune::{Pattern, Pruning, Scope, prune_magnitude};
+pub use silence::silence;

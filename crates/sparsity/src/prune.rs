@@ -1,5 +1,6 @@
 use crate::layer::Layer;
 use crate::masks::{Masks, apply};
+use crate::silence::silent;
 use crate::{Error, Grouping, Groups, Result};
 use cofilter_graph::{Array, Model};
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,7 @@ fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Sets the weights of smallest magnitude to zero. Only the weights of convolutions and fully connected layers count; biases and
-/// batch normalisation stay.
+/// batch normalisation stay, but where filters are pruned: theirs become zero too, so that the filters can be removed ([`silence`](crate::silence)).
 ///
 /// Of single weights `round(sparsity * weights)` become zero, of groups as many as do not exceed that; zeros that are there
 /// already are the first among them. Of equal magnitudes the earlier in the graph go first, and within a tensor in row-major
@@ -87,7 +88,16 @@ pub fn prune_magnitude(model: &Model, pruning: &Pruning) -> Result<(Model, Masks
             *slot = Array::new(slot.dims().to_vec(), mask.collect::<Vec<f32>>());
         }
     }
-    Ok((apply(model, &masks)?, masks))
+    let mut pruned = apply(model, &masks)?;
+    if pruning.pattern == Pattern::Groups(Grouping::Filters) {
+        for (id, slot, channels) in silent(&pruned) {
+            let mask = &mut masks.get_mut(id)[slot];
+            let kept = channels.iter().map(|zero| if *zero { 0.0 } else { 1.0 });
+            *mask = Array::new(mask.dims().to_vec(), kept.collect::<Vec<f32>>());
+        }
+        pruned = apply(model, &masks)?;
+    }
+    Ok((pruned, masks))
 }
 
 impl Pruning {

@@ -79,18 +79,38 @@ fn layers(model: &Model) -> Result<Vec<Layer>> {
 
 /// Largest difference of the first and the last image's result from the reference, relative to its largest number.
 pub(super) fn first_and_last(model: &Model, images: &[f32], batch: usize, found: &[f32]) -> Result<f64> {
-    let (image_len, result_len) = (images.len() / batch, found.len() / batch);
-    let mut error = 0.0_f64;
-    for image in [0, batch - 1] {
-        let expected = reference::run(model, &images[image * image_len..(image + 1) * image_len])?;
-        ensure!(expected.len() == result_len, "{result_len} numbers, expected {}", expected.len());
-        let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-        ensure!(largest > 0.0, "the reference gives nothing but zeros");
-        let found = &found[image * result_len..(image + 1) * result_len];
-        let differences = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs() / largest);
-        error = differences.fold(error, |m, d| if d > m || d.is_nan() { d } else { m });
+    Expected::of(model, images, batch)?.error(found)
+}
+
+/// Results of the first and the last image by the reference.
+pub(super) struct Expected {
+    batch: usize,
+    images: Vec<(usize, Vec<f64>)>,
+}
+
+impl Expected {
+    pub(super) fn of(model: &Model, images: &[f32], batch: usize) -> Result<Self> {
+        let len = images.len() / batch;
+        let mut both = vec![0, batch - 1];
+        both.dedup();
+        let run = |i: usize| Ok((i, reference::run(model, &images[i * len..(i + 1) * len])?));
+        Ok(Self { batch, images: both.into_iter().map(run).collect::<Result<_>>()? })
     }
-    Ok(error)
+
+    /// Largest difference from them, relative to the largest number.
+    pub(super) fn error(&self, found: &[f32]) -> Result<f64> {
+        let len = found.len() / self.batch;
+        let mut error = 0.0_f64;
+        for (image, expected) in &self.images {
+            ensure!(expected.len() == len, "{len} numbers, expected {}", expected.len());
+            let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+            ensure!(largest > 0.0, "the reference gives nothing but zeros");
+            let found = &found[image * len..(image + 1) * len];
+            let differences = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs() / largest);
+            error = differences.fold(error, |m, d| if d > m || d.is_nan() { d } else { m });
+        }
+        Ok(error)
+    }
 }
 
 struct Row {

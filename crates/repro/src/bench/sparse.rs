@@ -1,6 +1,6 @@
 //! Layers with weights of zero over the same layers dense: from which density on zeros are time.
 
-use super::layers::first_and_last;
+use super::layers::Expected;
 use super::subject::images;
 use super::{Options, median, publish, written_by};
 use crate::machine::Machine;
@@ -184,10 +184,11 @@ pub(crate) fn measure(
     let mut error = 0.0_f64;
     let mut all = Vec::new();
     for (which, model) in [&dense, &pruned].into_iter().enumerate() {
+        let expected = Expected::of(model, &images, batch)?;
         for (form, mut session) in sessions(model, &options)? {
             let mut found = vec![f32::NAN; batch * session.plan().output_len()];
             session.run(&images, &mut found)?;
-            let worst = first_and_last(model, &images, batch, &found)?;
+            let worst = expected.error(&found)?;
             ensure!(worst <= TOLERANCE, "{}, {form}: differs from the reference by {worst:e}", layer.title());
             error = error.max(worst);
             all.push((which, form, session, Vec::new()));

@@ -29,7 +29,7 @@ const BATCHES: [usize; 2] = [1, 32];
 /// An arm.
 struct Made {
     small: Small,
-    /// With its zeros.
+    /// With its zeros, before any was removed.
     masked: Model,
     /// Without what could be removed.
     trained: Trained,
@@ -190,18 +190,25 @@ fn make(
     small: Small,
 ) -> Result<Made> {
     let name = format!("{}-{}", subject.name, small.name());
+    let masked;
     let tuned = match small.way {
         Way::Structured(strength) => {
             let [learn, keep] = subject.structured(strength, &base.model);
             let learned = pipeline.fit(&format!("{name}-lasso"), &base.model, &learn, None)?;
-            pipeline.fit(&name, &learned.model, &keep, None)?
+            masked = sparsity::silence(&learned.model)?;
+            let (small, _) = sparsity::compact(&masked)?;
+            pipeline.fit(&name, &small, &keep, None)?
         }
-        way => pipeline.fit(&name, &base.model, &subject.tuning(way), None)?,
+        way => {
+            let tuned = pipeline.fit(&name, &base.model, &subject.tuning(way), None)?;
+            masked = tuned.model.clone();
+            tuned
+        }
     };
     let (model, _) = sparsity::compact(&tuned.model)?;
     let trained = pipeline.finish(&name, model, tuned.curve.clone())?;
     let compression = sparsity::compression(&dense.model, &tuned.model)?;
-    Ok(Made { small, masked: tuned.model, trained, compression })
+    Ok(Made { small, masked, trained, compression })
 }
 
 fn latencies(pipeline: &Pipeline<'_>, made: &[Made], batch: usize) -> Result<Vec<Percentiles>> {

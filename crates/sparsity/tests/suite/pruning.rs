@@ -2,7 +2,9 @@
 
 use crate::build::{drawn, edit};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, Model, Shape};
-use cofilter_sparsity::{Error, Grouping, Groups, Pattern, Pruning, Scope, apply, density, prune_magnitude};
+use cofilter_sparsity::{
+    Error, Grouping, Groups, Pattern, Pruning, Scope, apply, compact, density, prune_magnitude, silence,
+};
 
 fn model() -> Model {
     let mut b = Graph::builder();
@@ -188,4 +190,56 @@ fn patterns_that_make_no_sense_are_refused() {
         let error = prune_magnitude(&model(), &pruning).unwrap_err();
         assert!(matches!(error, Error::Pattern(_)) && error.to_string().contains(expected), "{error}");
     }
+}
+
+#[test]
+fn pruned_filters_leave_nothing_that_keeps_them() {
+    let mut b = Graph::builder();
+    let padded = |filters| Conv2d { padding: [1, 1], ..Conv2d::new(filters, 3) };
+    let x = b.input("data", Shape::map(3, 6, 6)).unwrap();
+    let x = b.conv2d("stem", x, padded(8)).unwrap();
+    let y = b.conv2d("inner", x, padded(12)).unwrap();
+    let y = b.batch_norm("norm", y, BatchNorm::default()).unwrap();
+    let y = b.relu("relu", y).unwrap();
+    let y = b.conv2d("outer", y, padded(8)).unwrap();
+    let y = b.batch_norm("outer_norm", y, BatchNorm::default()).unwrap();
+    let x = b.sum("sum", &[x, y]).unwrap();
+    let model = drawn(b.finish(&[x]).unwrap(), 7);
+    let model = edit(&model, "norm.bias", |i, _| 0.5 + i[0] as f32);
+    let model = edit(&model, "outer_norm.bias", |i, _| 0.5 + i[0] as f32);
+    let pruning = Pruning {
+        sparsity: 0.5,
+        scope: Scope::Layer,
+        pattern: Pattern::Groups(Grouping::Filters),
+        ..Pruning::default()
+    };
+    let (sparse, masks) = prune_magnitude(&model, &pruning).unwrap();
+    assert_eq!(apply(&model, &masks).unwrap(), sparse);
+    let (small, _) = compact(&sparse).unwrap();
+    let filters = |model: &Model, layer: &str| model.tensors(model.graph().find(layer).unwrap())[0].dims()[0];
+    assert_eq!(filters(&small, "inner"), 6, "a scale and a shift would have kept the others");
+    assert_eq!(filters(&small, "outer"), 8, "the sum keeps them");
+    let tensor = |model: &Model, node: &str, slot: usize| {
+        model.tensors(model.graph().find(node).unwrap())[slot].data().to_vec()
+    };
+    // What ends in the sum keeps its numbers.
+    assert_eq!(tensor(&sparse, "outer_norm", 1), tensor(&model, "outer_norm", 1));
+    assert_ne!(tensor(&sparse, "norm", 1), tensor(&model, "norm", 1));
+    let image: Vec<f32> = (0..108).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+    let run = |model| cofilter_runtime::reference::run(model, &image).unwrap();
+    for (a, b) in run(&sparse).iter().zip(run(&small)) {
+        assert!((a - b).abs() < 1e-9, "{a} {b}");
+    }
+    // Alone it does the same to filters that became zero in another way.
+    let weights = |model: &Model| silence(&with_weights_of(model, &sparse)).unwrap();
+    assert_eq!(weights(&model), sparse);
+}
+
+/// A network with the weights of layers of another one.
+fn with_weights_of(model: &Model, other: &Model) -> Model {
+    let params = model.params().map(|id, slot, array| {
+        let layer = density(other).iter().any(|layer| layer.name == model.graph().node(id).name());
+        if layer && slot == 0 { other.tensors(id)[0].clone() } else { array.clone() }
+    });
+    model.with_params(params).unwrap()
 }

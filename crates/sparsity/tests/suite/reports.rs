@@ -65,6 +65,12 @@ fn compression_is_counted_against_the_original() {
     assert!(
         matches!(compression(&low, &dense), Err(Error::MissingLayer { layer }) if layer == "conv2_lowrank")
     );
+    // A block that is gone has nothing left.
+    let mut b = Graph::builder();
+    let x = b.input("data", dense.graph().input_shape()).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let gone = drawn(b.finish(&[x]).unwrap(), 1);
+    assert!(compression(&dense, &gone).unwrap().layers.iter().all(|layer| layer.rate.is_none()));
     let nothing = kill_filters(&dense, "conv1", &[0, 1, 2, 3, 4, 5]);
     assert_eq!(compression(&dense, &nothing).unwrap().layers[0].rate, None);
 }
