@@ -6,8 +6,9 @@ use crate::source::{About, Source};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::Model;
 use cofilter_runtime::latency::{Budget, measure};
-use cofilter_runtime::{Options, Plan, Team, cpu_tier};
+use cofilter_runtime::{Choice, CostTable, Options, Plan, Team, cpu_tier};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,7 +28,16 @@ pub(crate) struct Args {
     /// How long to measure
     #[arg(long, default_value_t = 3.0, value_name = "SECONDS")]
     seconds: f64,
+    /// Choose the form of every layer by measured times, and show them
+    #[arg(long)]
+    layers: bool,
+    /// The same with a table in this file: what it lacks is measured and added
+    #[arg(long, value_name = "FILE")]
+    costs: Option<PathBuf>,
 }
+
+/// Rounds in which every form of a layer is timed.
+const ROUNDS: usize = 9;
 
 /// Times in milliseconds for a run of the whole batch.
 #[derive(Clone, Debug, Serialize)]
@@ -48,6 +58,9 @@ struct Report {
     threads: usize,
     kernels: &'static str,
     times: Vec<Time>,
+    /// By network, where they were measured.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    layers: BTreeMap<String, Vec<Choice>>,
 }
 
 impl Args {
@@ -63,13 +76,47 @@ impl Args {
         };
         let models: Vec<(String, Model)> = self.models.iter().map(open).collect::<Result<_>>()?;
         let models: Vec<(&str, &Model)> = models.iter().map(|(name, model)| (name.as_str(), model)).collect();
-        let times = in_turns(&models, self.batch, self.threads, self.seconds)?;
+        let mut options = options(self.batch, self.threads)?;
+        let mut layers = BTreeMap::new();
+        if self.layers || self.costs.is_some() {
+            options.costs = Some(Arc::new(self.measured(&models, &options)?));
+            for (name, model) in &models {
+                layers.insert((*name).to_owned(), CostTable::choices(model, &options)?);
+            }
+        }
+        let times = with_options(&models, &options, self.seconds)?;
         let header = ["network", "p50 ms", "p90 ms", "p99 ms", "images/s", "speedup"];
         let text = table(&header, times.iter().map(Time::row));
-        let report = Report { batch: self.batch, threads: self.threads, kernels: cpu_tier(), times };
-        let text =
+        let report = Report { batch: self.batch, threads: self.threads, kernels: cpu_tier(), times, layers };
+        let mut text =
             format!("batch {}, {} thread(s), {} kernels\n\n{text}", self.batch, self.threads, report.kernels);
+        for (name, layers) in &report.layers {
+            let rows = layers.iter().map(|choice| {
+                let others = choice.times_us.iter().filter(|(form, _)| **form != choice.form);
+                let others: Vec<String> = others.map(|(form, us)| format!("{form} {us:.1}")).collect();
+                vec![
+                    choice.nodes.clone(),
+                    choice.form.clone(),
+                    format!("{:.1}", choice.times_us[&choice.form]),
+                    others.join(", "),
+                ]
+            });
+            text += &format!("\n{name}\n{}", table(&["layer", "taken", "us", "others, us"], rows));
+        }
         Output::new(text, &report)
+    }
+
+    /// The table of costs with all forms of the layers of these networks.
+    fn measured(&self, models: &[(&str, &Model)], options: &Options) -> Result<CostTable> {
+        let known = self.costs.as_ref().filter(|path| path.exists());
+        let mut costs = known.map_or_else(|| Ok(CostTable::new()), |path| CostTable::load(path))?;
+        for (name, model) in models {
+            costs.measure(model, options, ROUNDS).with_context(|| (*name).to_owned())?;
+        }
+        if let Some(path) = &self.costs {
+            costs.save(path)?;
+        }
+        Ok(costs)
     }
 }
 
@@ -90,12 +137,20 @@ pub(crate) fn in_turns(
     threads: usize,
     seconds: f64,
 ) -> Result<Vec<Time>> {
-    // One team for all: the system may place the threads of one better than those of another.
+    with_options(models, &options(batch, threads)?, seconds)
+}
+
+/// One team for all: the system may place the threads of one better than those of another.
+fn options(batch: usize, threads: usize) -> Result<Options> {
     ensure!((1..=1024).contains(&threads), "--threads {threads}: expected 1 to 1024");
-    let options = Options { batch, threads, team: Some(Arc::new(Team::new(threads)?)), ..Options::default() };
+    Ok(Options { batch, threads, team: Some(Arc::new(Team::new(threads)?)), ..Options::default() })
+}
+
+fn with_options(models: &[(&str, &Model)], options: &Options, seconds: f64) -> Result<Vec<Time>> {
+    let batch = options.batch;
     let mut runs = Vec::with_capacity(models.len());
     for (name, model) in models {
-        let plan = Plan::compile(model, &options).with_context(|| (*name).to_owned())?;
+        let plan = Plan::compile(model, options).with_context(|| (*name).to_owned())?;
         // Inputs without meaning in [-1, 1).
         #[expect(clippy::cast_precision_loss, reason = "small integers")]
         let images: Vec<f32> =

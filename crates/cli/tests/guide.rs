@@ -33,7 +33,7 @@ fn every_command_of_the_guide_works() {
             _ => {}
         }
     }
-    assert_eq!(commands, 25, "commands in the guide");
+    assert_eq!(commands, 26, "commands in the guide");
     // What they came to.
     let before = json(folder, &["evaluate", "lenet.safetensors", "--data", "digits"]);
     let after = json(folder, &["evaluate", "tuned.safetensors", "--data", "digits"]);

@@ -18,6 +18,19 @@ pub struct CostTable {
     pub layers: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
+/// How a layer of a network is computed, and what the other ways would cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Choice {
+    /// Names of the graph's nodes, joined by `+`.
+    pub nodes: String,
+    /// The layer in the table.
+    pub layer: String,
+    /// The form that a plan takes.
+    pub form: String,
+    /// Median microseconds of every form.
+    pub times_us: BTreeMap<String, f64>,
+}
+
 impl CostTable {
     /// An empty table for this machine.
     #[must_use]
@@ -36,6 +49,15 @@ impl CostTable {
             self.layers.entry(layer).or_default().extend(times);
         }
         Ok(())
+    }
+
+    /// The layers of a network that the options' table has, in the order in which they are computed, each with the form that a plan
+    /// with these options takes.
+    ///
+    /// # Errors
+    /// For options that make no sense, and as [`Program::lower`](crate::Program::lower).
+    pub fn choices(model: &Model, options: &Options) -> Result<Vec<Choice>> {
+        tune::choices(model, options)
     }
 
     /// Reads a table that [`save`](Self::save) wrote.

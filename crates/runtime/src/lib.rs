@@ -43,7 +43,7 @@ pub use backend::{Memory, StepInfo};
 pub use cofilter_graph::{Artifact, Model};
 pub use cofilter_kernels::blocked::{Storage, Team};
 pub use cofilter_kernels::{cpu_tier, yardstick};
-pub use costs::CostTable;
+pub use costs::{Choice, CostTable};
 pub use density::Density;
 pub use error::{Error, Result};
 pub use options::{BackendKind, Options};

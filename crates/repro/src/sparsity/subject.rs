@@ -140,10 +140,10 @@ impl Subject {
         };
         let both = [(0.9, 0.4), (0.9, 0.25), (0.8, 0.4)];
         let mut both: Vec<(f64, Way)> = both.map(|(energy, density)| (energy, Way::Pruned(density))).into();
-        both.extend([(0.9, 0.1)].map(|(energy, s)| (energy, Way::Structured(s))));
+        both.extend([(0.9, 0.5)].map(|(energy, s)| (energy, Way::Structured(s))));
         let all = match options.quick {
             true => ways(&[0.8], &[0.3], &[0.1], &[(0.8, Way::Pruned(0.6))]),
-            false => ways(&[0.95, 0.9, 0.8], &[0.3, 0.2, 0.1], &[0.1, 0.2], &both),
+            false => ways(&[0.95, 0.9, 0.8], &[0.3, 0.2, 0.1], &[0.1, 0.5, 1.0], &both),
         };
         let preprocessing = preprocessing::torchvision_cifar();
         Ok(Self { name: "resnet20", data, preprocessing, recipe, all })

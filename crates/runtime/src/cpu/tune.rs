@@ -4,7 +4,7 @@ use super::Executor;
 use super::estimate;
 use super::form::{Form, Unit, forms, signature, units};
 use crate::backend::Executable;
-use crate::{CostTable, Options, Program, Result, plan};
+use crate::{Choice, CostTable, Options, Program, Result, plan};
 use cofilter_graph::Model;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,15 +13,42 @@ use std::sync::Arc;
 pub(super) fn choose(program: &Program, options: &Options) -> Vec<(Unit, Form)> {
     let form = |unit: Unit| {
         let forms = forms(program, unit, options);
-        let known = options.costs.as_ref().zip(signature(program, unit, options));
-        let known = known.and_then(|(costs, layer)| costs.layers.get(&layer));
-        let cost = |form: &Form| match known.map(|times| times.get(&form.name())) {
+        let known = known(program, unit, options);
+        let cost = |form: &Form| match known.map(|(_, times)| times.get(&form.name())) {
             Some(time) => time.copied().unwrap_or(f64::INFINITY),
             None => estimate::cycles(program, unit, *form, options),
         };
         forms.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(forms[0])
     };
     units(program).into_iter().map(|unit| (unit, form(unit))).collect()
+}
+
+/// What the table of the options knows of a unit: its layer there, and times.
+fn known<'a>(
+    program: &Program,
+    unit: Unit,
+    options: &'a Options,
+) -> Option<(&'a String, &'a BTreeMap<String, f64>)> {
+    options.costs.as_ref()?.layers.get_key_value(&signature(program, unit, options)?)
+}
+
+/// The layers of a network that the table of the options knows, each with the form that a plan takes.
+pub(crate) fn choices(model: &Model, options: &Options) -> Result<Vec<Choice>> {
+    options.check()?;
+    let program = Program::lower(model)?;
+    let nodes = |unit: Unit| {
+        let steps = match unit {
+            Unit::One(index) => vec![index],
+            Unit::Two(first, second) => vec![first, second],
+        };
+        let nodes = steps.into_iter().flat_map(|index| program.steps()[index].nodes.clone());
+        nodes.collect::<Vec<_>>().join("+")
+    };
+    let choice = |(unit, form): (Unit, Form)| {
+        let (layer, times) = known(&program, unit, options)?;
+        Some(Choice { nodes: nodes(unit), layer: layer.clone(), form: form.name(), times_us: times.clone() })
+    };
+    Ok(choose(&program, options).into_iter().filter_map(choice).collect())
 }
 
 /// Times, in every form, of the layers of a network of which a table lacks a form: the whole layer, or what is new since the

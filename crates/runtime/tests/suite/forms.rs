@@ -97,7 +97,7 @@ fn with_zeros(model: &Model, zero: impl Fn(&str, usize) -> bool) -> Model {
 #[test]
 fn every_form_of_a_pruned_layer_equals_the_oracle() {
     // Two thirds of the weights, in no order.
-    let pruned = with_zeros(&net(), |_, at| (at * 2_654_435_761 >> 16) % 3 != 0);
+    let pruned = with_zeros(&net(), |_, at| ((at * 2_654_435_761) >> 16) % 3 != 0);
     for batch in [1, 3] {
         let (costs, all) = every_form(&pruned, batch);
         for word in ["sparse", "direct + sparse", "winograd 4x4 + sparse"] {
@@ -115,7 +115,7 @@ fn every_form_of_a_pruned_layer_equals_the_oracle() {
 
 #[test]
 fn a_table_tells_layers_of_other_densities_apart() {
-    let pruned = |of: usize| with_zeros(&net(), |_, at| (at * 2_654_435_761 >> 16) % of != 0);
+    let pruned = |of: usize| with_zeros(&net(), |_, at| ((at * 2_654_435_761) >> 16) % of != 0);
     let options = options(1, 1);
     let mut costs = CostTable::new();
     let mut counts = vec![];
@@ -124,6 +124,18 @@ fn a_table_tells_layers_of_other_densities_apart() {
         counts.push(costs.layers.len());
     }
     assert!(counts[0] < counts[1] && counts[1] < counts[2] && counts[2] == counts[3], "{counts:?}");
+    // Each layer takes the fastest of its forms.
+    let model = pruned(3);
+    let options = Options { costs: Some(Arc::new(costs)), ..options };
+    let choices = CostTable::choices(&model, &options).unwrap();
+    assert!(
+        choices.iter().any(|c| c.nodes == "plain+relu1" && c.layer.contains("density 33%")),
+        "{choices:?}"
+    );
+    for choice in &choices {
+        assert!(choice.times_us.values().all(|us| *us >= choice.times_us[&choice.form]), "{choice:?}");
+    }
+    assert_eq!(CostTable::choices(&model, &Options { costs: None, ..options }).unwrap(), []);
 }
 
 #[test]
