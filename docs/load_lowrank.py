@@ -1,4 +1,4 @@
-"""Loads the tensors of a decomposed network (`cofilter convert FILE --state-dict -o small.safetensors`) into PyTorch.
+"""Loads the tensors of a decomposed or pruned network (`cofilter convert FILE --state-dict -o small.safetensors`) into PyTorch.
 
     network = load_lowrank(torchvision.models.resnet18(), "small.safetensors")
 """
@@ -29,10 +29,25 @@ def parts_of(layer, weights, biased):
     return nn.Sequential(*parts)
 
 
+def narrowed(layer, weight, biased):
+    """The layer with as many channels as its weight has."""
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(weight.shape[0], eps=layer.eps)
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(weight.shape[1], weight.shape[0], bias=biased)
+    return nn.Conv2d(weight.shape[1] * layer.groups, weight.shape[0], layer.kernel_size, bias=biased, stride=layer.stride,
+                     padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
+
+
 def load_lowrank(network, path):
-    """Replaces the layers of `network` that the file holds as `<layer>.0`, `<layer>.1`, ..., and loads all tensors."""
+    """Replaces the layers of `network` that the file holds as `<layer>.0`, `<layer>.1`, ..., and those that are narrower there, and
+    loads all tensors."""
     tensors = load_file(path)
     for name, layer in list(network.named_modules()):
+        weight = tensors.get(f"{name}.weight")
+        if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d, nn.Linear)) and weight is not None and weight.shape != layer.weight.shape:
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, narrowed(layer, weight, f"{name}.bias" in tensors))
         weights = []
         while f"{name}.{len(weights)}.weight" in tensors:
             weights.append(tensors[f"{name}.{len(weights)}.weight"])

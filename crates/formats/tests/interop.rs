@@ -7,6 +7,7 @@ use cofilter_formats::{Agreement, StateDict, onnx};
 use cofilter_graph::{Array, Artifact, Init, Model, Op, Shape};
 use cofilter_lowrank::{RankRule, Settings, decompose};
 use cofilter_runtime::{Options, Plan};
+use cofilter_sparsity::{Grouping, Pattern, Pruning, Scope, compact, prune_magnitude};
 use cofilter_zoo::{Config, Network};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -137,6 +138,20 @@ fn write(path: &Path, model: &Model) {
     std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
 }
 
+/// Half of the filters of every layer pruned, and what can be taken out gone.
+fn narrow(model: &Model) -> Model {
+    let pruning = Pruning {
+        sparsity: 0.5,
+        scope: Scope::Layer,
+        pattern: Pattern::Groups(Grouping::Filters),
+        exclude: vec!["linear".into()],
+        ..Pruning::default()
+    };
+    let (small, _) = compact(&prune_magnitude(model, &pruning).unwrap().0).unwrap();
+    assert!(small.cost().params() * 10 < model.cost().params() * 7, "{}", small.cost().params());
+    small
+}
+
 #[test]
 fn torchvision_loads_our_state_dicts() {
     if std::env::var_os("COFILTER_PYTHON").is_none() {
@@ -148,13 +163,17 @@ fn torchvision_loads_our_state_dicts() {
         let model = lively(graph(name, extents));
         let settings = Settings { rule: RankRule::Energy(0.5), linear: true, ..Settings::default() };
         let (low, _) = decompose(&model, &settings).unwrap();
-        for (name, model) in [(name.to_owned(), model), (format!("{name}-low-rank"), low)] {
+        let mut models = vec![(name.to_owned(), model.clone()), (format!("{name}-low-rank"), low)];
+        if name == "resnet20" {
+            models.push((format!("{name}-narrow"), narrow(&model)));
+        }
+        for (name, model) in models {
             write(&folder.path().join(format!("{name}.safetensors")), &model);
             StateDict::of(&model).save(folder.path().join(format!("{name}.state.safetensors"))).unwrap();
         }
     }
     if let Some(lines) = peer("load", folder.path()) {
-        agree(&lines, 2 * NETWORKS.len());
+        agree(&lines, 2 * NETWORKS.len() + 1);
     }
 }
 
@@ -175,6 +194,9 @@ fn our_onnx_files_run_elsewhere() {
         let model = lively(Network::by_name(name, &Config::default()).unwrap());
         let settings = Settings { rule: RankRule::Energy(0.5), linear: true, ..Settings::default() };
         let (low, _) = decompose(&model, &settings).unwrap();
+        if *name == "resnet20" {
+            put(format!("{name}-narrow"), &Artifact::new(narrow(&model)));
+        }
         put((*name).to_owned(), &Artifact::new(model));
         put(format!("{name}-low-rank"), &Artifact::new(low));
     }

@@ -60,7 +60,8 @@ fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Sets the weights of smallest magnitude to zero. Only the weights of convolutions and fully connected layers count; biases and
-/// batch normalisation stay, but where filters are pruned: theirs become zero too, so that the filters can be removed ([`silence`](crate::silence)).
+/// batch normalisation stay, but where filters are pruned: theirs become zero too, so that the filters can be removed
+/// ([`silence`](crate::silence)).
 ///
 /// Of single weights `round(sparsity * weights)` become zero, of groups as many as do not exceed that; zeros that are there
 /// already are the first among them. Of equal magnitudes the earlier in the graph go first, and within a tensor in row-major

@@ -3,7 +3,7 @@
     peer.py make FOLDER    networks of torchvision with seeded weights: state dicts, ONNX files of both exporters, inputs and results
     peer.py check FOLDER   runs NAME.onnx on the `input` of NAME.safetensors and compares with its `output`
     peer.py load FOLDER    loads NAME.state.safetensors into torchvision's NAME and compares as above, and so NAME-low-rank
-                           with `docs/load_lowrank.py`
+                           and NAME-narrow with `docs/load_lowrank.py`
 
 `check` and `load` print a line for each file: its name, the program, the largest difference relative to the largest output.
 """
@@ -134,7 +134,10 @@ def load(folder):
         network = build().eval()
         network.load_state_dict(load_file(folder / f"{name}.state.safetensors"), strict=True)
         compare(name, network)
-        compare(f"{name}-low-rank", load_lowrank(build(), folder / f"{name}-low-rank.state.safetensors").eval())
+        for small in ("low-rank", "narrow"):
+            path = folder / f"{name}-{small}.state.safetensors"
+            if path.exists():
+                compare(f"{name}-{small}", load_lowrank(build(), path).eval())
 
 
 {"make": make, "check": check, "load": load}[sys.argv[1]](Path(sys.argv[2]))

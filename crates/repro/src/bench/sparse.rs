@@ -292,8 +292,9 @@ impl Row {
 
 fn markdown(rows: &[Row], machine: &Machine) -> String {
     let mut text = format!(
-        "# Pruned layers\n\n{}\n\nMachine: {machine}.\n\nMicroseconds of a convolution of random weights, all or pruned by magnitude, in every \
-         form that a plan may take, copies that a form needs included; medians of one interleaved run, every result checked. \"Columns\" are \
+        "# Pruned layers\n\n{}\n\nMachine: {machine}.\n\n\
+         Microseconds of a convolution of random weights, all or pruned by magnitude, in every form \
+         that a plan may take, copies that a form needs included; medians of one interleaved run, every result checked. \"Columns\" are \
          the columns of sixteen filters each with a weight. The last two columns are how many times as fast the fastest pruned form \
          is as the dense one that multiplies weight by weight, and as the fastest dense one.\n",
         written_by()

@@ -34,8 +34,8 @@ pub(super) fn all(studies: &[Study], rows: &[Row], exact: &[Exact], options: &Op
             claims.push(claim(
                 "pareto",
                 format!(
-                    "{}, accuracy against {axis}: a network with low rank and zeros is better in both than one with low rank alone and than \
-                     one with zeros alone, and no network without both is as good in both; ours is how many of {} are",
+                    "{}, accuracy against {axis}: a network with low rank and zeros is better in both than one with low rank alone and \
+                     than one with zeros alone, and no network without both is as good in both; ours is how many of {} are",
                     study.name,
                     points.iter().filter(|(kind, _)| BOTH.contains(kind)).count()
                 ),
