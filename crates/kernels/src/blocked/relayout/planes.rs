@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn planes_hold_the_numbers_of_the_blocks() {
-        let cases: [(&[usize], [usize; 2], [usize; 2], [usize; 2]); 8] = [
+        // Channels of the segments; height and width; borders of the source and of the result.
+        type Case = (&'static [usize], [usize; 2], [usize; 2], [usize; 2]);
+        let cases: [Case; 8] = [
             (&[16], [8, 8], [1, 1], [0, 0]),
             (&[20, 5], [3, 4], [0, 2], [1, 1]),
             (&[64], [7, 7], [1, 1], [1, 1]),
