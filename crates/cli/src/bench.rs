@@ -97,7 +97,7 @@ impl Args {
                 vec![
                     choice.nodes.clone(),
                     choice.form.clone(),
-                    format!("{:.1}", choice.times_us[&choice.form]),
+                    choice.times_us.get(&choice.form).map_or("-".into(), |us| format!("{us:.1}")),
                     others.join(", "),
                 ]
             });

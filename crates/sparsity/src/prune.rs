@@ -2,7 +2,7 @@ use crate::layer::Layer;
 use crate::masks::{Masks, apply};
 use crate::silence::silent;
 use crate::{Error, Grouping, Groups, Result};
-use cofilter_graph::{Array, Model};
+use cofilter_graph::{Array, Model, NodeId, Op};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -91,7 +91,18 @@ pub fn prune_magnitude(model: &Model, pruning: &Pruning) -> Result<(Model, Masks
     }
     let mut pruned = apply(model, &masks)?;
     if pruning.pattern == Pattern::Groups(Grouping::Filters) {
-        for (id, slot, channels) in silent(&pruned) {
+        let touched: Vec<_> = sets(model, pruning)?
+            .into_iter()
+            .filter(|(_, sparsity)| *sparsity > 0.0)
+            .flat_map(|(layers, _)| layers.into_iter().map(|layer| layer.id))
+            .collect();
+        let of =
+            |id: NodeId| model.graph().node(id).inputs().first().is_some_and(|input| touched.contains(input));
+        let found = silent(&pruned).into_iter();
+        // Of the layers that were pruned, and of their batch normalisations.
+        for (id, slot, channels) in
+            found.filter(|(id, ..)| touched.contains(id) || norm(model, *id) && of(*id))
+        {
             let mask = &mut masks.get_mut(id)[slot];
             let kept = channels.iter().map(|zero| if *zero { 0.0 } else { 1.0 });
             *mask = Array::new(mask.dims().to_vec(), kept.collect::<Vec<f32>>());
@@ -99,6 +110,11 @@ pub fn prune_magnitude(model: &Model, pruning: &Pruning) -> Result<(Model, Masks
         pruned = apply(model, &masks)?;
     }
     Ok((pruned, masks))
+}
+
+/// Whether a node is a batch normalisation.
+fn norm(model: &Model, id: NodeId) -> bool {
+    matches!(model.graph().node(id).op(), Op::BatchNorm(_))
 }
 
 impl Pruning {

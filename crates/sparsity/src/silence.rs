@@ -48,15 +48,13 @@ pub(crate) fn silent(model: &Model) -> Vec<(NodeId, usize, Vec<bool>)> {
     found
 }
 
-/// Whether the channels of a node are an output or end in a sum, by way of what works channel by channel.
+/// Whether the channels of a node are an output or end in a sum, by way of anything but another layer.
 fn stays(model: &Model, consumers: &[Vec<NodeId>], id: NodeId) -> bool {
     let graph = model.graph();
     graph.outputs().contains(&id)
         || consumers[id.index()].iter().any(|reader| match graph.node(*reader).op() {
             Op::Add => true,
-            Op::BatchNorm(_) | Op::Relu | Op::Pool2d(_) | Op::AdaptiveAvgPool { .. } | Op::Dropout { .. } => {
-                stays(model, consumers, *reader)
-            }
-            _ => false,
+            Op::Conv2d(_) | Op::Linear(_) => false,
+            _ => stays(model, consumers, *reader),
         })
 }

@@ -29,7 +29,8 @@ pub(super) struct Exact {
 /// All networks, by filters, input channels and columns.
 pub(super) fn all(options: &Options, store: &Store) -> Result<Vec<Exact>> {
     let names = if options.quick { &NAMES[..3] } else { NAMES };
-    let key = Key::new("compaction", &[], &(names, options.thread_count(), machine::commit()));
+    let key =
+        Key::new("compaction", &[], &(names, ZERO, options.seed, options.thread_count(), machine::commit()));
     store.value(&key, || {
         let mut found = Vec::new();
         for name in names {
@@ -61,7 +62,13 @@ fn one(name: &str, model: &Model, (title, grouping): (&str, Grouping), options: 
     let [before, after] = results;
     let (before, after) = (before?, after?);
     let largest = before.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-    let error = before.iter().zip(&after).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    ensure!(before.len() == after.len(), "{} results, {} before", after.len(), before.len());
+    let larger = |most: f32, (a, b): (&f32, &f32)| {
+        let d = (a - b).abs();
+        if d > most || d.is_nan() { d } else { most }
+    };
+    let error = before.iter().zip(&after).fold(0.0_f32, larger);
+    ensure!(error.is_finite(), "the results are not finite");
     let params = [&masked, &small].map(|model| model.cost().params());
     ensure!(largest > 0.0, "the results are nothing but zeros");
     let error = f64::from(error) / f64::from(largest);

@@ -76,7 +76,7 @@ fn break_even(layer: Layer, rows: &[Row]) -> Figure {
     Figure {
         id: format!("layer-{}x{}-{}-{}", layer.kernel, layer.kernel, layer.inputs, layer.size),
         title: format!("{}: density against speed", layer.title()),
-        caption: "The fastest form of the layer with the weights that are left, over the dense layer that multiplies weight by \
+        caption: "The faster form that makes use of zeros, with the weights that are left, over the dense layer that multiplies weight by \
                   weight."
             .into(),
         x_label: "share of weights that are left".into(),

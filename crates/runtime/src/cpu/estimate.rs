@@ -50,7 +50,7 @@ pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool
             }
             // A weight and, for some of them, a place.
             (Algorithm::Sparse, _) => 1.6 * step.density.weights,
-            (Algorithm::Direct, _) => step.density.columns,
+            (Algorithm::Direct, Op::Conv2d(_)) => step.density.columns,
             _ => 1.0,
         };
         ((step.macs / pixels * size_of::<f32>()) as f64 * more) as usize

@@ -403,7 +403,10 @@ impl Builder {
             }
             Op::Conv2d(conv) if how == Algorithm::Sparse => {
                 let planes = Form::Planar { border: conv.padding, phases: 1 };
-                vec![self.copy_for(step.operands[0], planes, Some(unit))]
+                let value = step.operands[0];
+                // Images of few channels are copied to planes for any form.
+                let always = value.id == 0 && value.shape.channels() < PLANAR_BELOW;
+                vec![self.copy_for(value, planes, (!always).then_some(unit))]
             }
             Op::Conv2d(conv) => vec![self.convolved(step.operands[0], conv.padding, conv.stride)],
             // A fully connected layer reads any form.

@@ -211,11 +211,15 @@ impl Filters {
 
     /// Index of an input that leaves out the steps of the depth at which no weight is.
     fn only(&mut self, input: usize, live: &[bool]) -> usize {
-        if live.iter().all(|live| *live) {
+        // A few steps less are not worth runs that are shorter.
+        if steps(live) * 16 > live.len() * 15 {
             return input;
         }
         let part = self.inputs[input].only(live);
-        let known = self.inputs.iter().position(|i| i.runs == part.runs && i.sources == part.sources);
+        let known = self
+            .inputs
+            .iter()
+            .position(|i| i.runs == part.runs && i.sources == part.sources && i.thin_runs == part.thin_runs);
         known.unwrap_or_else(|| {
             self.inputs.push(part);
             self.inputs.len() - 1
