@@ -45,7 +45,7 @@ def load_lowrank(network, path):
     tensors = load_file(path)
     for name, layer in list(network.named_modules()):
         weight = tensors.get(f"{name}.weight")
-        if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d, nn.Linear)) and weight is not None and weight.shape != layer.weight.shape:
+        if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d, nn.Linear)) and weight is not None and layer.weight is not None and weight.shape != layer.weight.shape:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, narrowed(layer, weight, f"{name}.bias" in tensors))
         weights = []

@@ -1,7 +1,7 @@
 //! The decomposition toolkit on real trained networks: by weights and by outputs at equal ranks, and speedups by measurement.
 
 mod figures;
-mod settings;
+pub(crate) mod settings;
 
 use crate::machine::{self, Machine};
 use crate::options::{Options, root};

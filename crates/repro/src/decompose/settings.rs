@@ -4,31 +4,31 @@ use serde::Serialize;
 
 /// Everything of the experiment that is a choice.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Networks, and the files of their weights.
-    pub(super) networks: Vec<(&'static str, &'static str)>,
+    pub(crate) networks: Vec<(&'static str, &'static str)>,
     /// Of these the speed is studied.
-    pub(super) timed: &'static str,
+    pub(crate) timed: &'static str,
     /// Training images that a decomposition looks at.
-    pub(super) images: usize,
+    pub(crate) images: usize,
     /// Shares of the energy that ranks keep, falling.
-    pub(super) energies: Vec<f64>,
+    pub(crate) energies: Vec<f64>,
     /// Times that the training images are seen again after decomposition.
-    pub(super) epochs: f64,
+    pub(crate) epochs: f64,
     /// Images of an update.
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
     /// Speedups that are asked for, and images of a run.
-    pub(super) targets: Vec<(f64, usize)>,
+    pub(crate) targets: Vec<(f64, usize)>,
     /// Speedups of the Pareto front, with one image a run.
-    pub(super) front: Vec<f64>,
+    pub(crate) front: Vec<f64>,
     /// Seconds of each measurement of two networks.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
     /// Test images; `None` is all.
-    pub(super) test_images: Option<usize>,
+    pub(crate) test_images: Option<usize>,
 }
 
 impl Settings {
-    pub(super) fn full() -> Self {
+    pub(crate) fn full() -> Self {
         Self {
             networks: vec![("resnet20", "resnet20-12fca82f.th"), ("resnet56", "resnet56-4bfd9763.th")],
             timed: "resnet56",
@@ -44,7 +44,7 @@ impl Settings {
     }
 
     /// Long enough to walk the whole path, too short to mean anything.
-    pub(super) fn quick() -> Self {
+    pub(crate) fn quick() -> Self {
         Self {
             networks: vec![("resnet20", "resnet20-12fca82f.th")],
             timed: "resnet20",
@@ -60,7 +60,7 @@ impl Settings {
     }
 
     /// Fine-tuning of a decomposed network: a tenth of the first rate of its training, falling to zero.
-    pub(super) fn tuning(&self, seed: u64, train_images: usize) -> Recipe {
+    pub(crate) fn tuning(&self, seed: u64, train_images: usize) -> Recipe {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

@@ -1,11 +1,12 @@
 //! The networks, and every way in which each is made smaller.
 
 use crate::cifar;
+use crate::decompose::settings::Settings as Decomposed;
 use crate::lenet::settings::Settings as Digits;
 use crate::options::Options;
 use crate::pipeline::Pipeline;
 use anyhow::{Result, ensure};
-use cofilter_data::{Augment, Split, preprocessing};
+use cofilter_data::{Split, preprocessing};
 use cofilter_graph::{Graph, Model, Op, Preprocessing};
 use cofilter_sparsity::{Grouping, Pruning};
 use cofilter_train::{Freeze, GroupLasso, Prune, Recipe, Schedule};
@@ -119,25 +120,9 @@ impl Subject {
             data.test = data.test.subset(0..500.min(data.test.len()));
         }
         let epochs = options.epochs.unwrap_or(if options.quick { 0.02 } else { 2.0 });
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a count of updates"
-        )]
-        let iterations = ((epochs * data.train.len() as f64 / 128.0).round() as u64).max(2);
-        // As the decompositions of the experiment `decompose`: a tenth of the first rate of its training, falling to zero.
-        let recipe = Recipe {
-            iterations,
-            batch: 128,
-            seed: options.seed,
-            learning_rate: 0.01,
-            schedule: Schedule::Cosine,
-            weight_decay: 1e-4,
-            augment: Augment { padding: 4, mirror: true },
-            checkpoint_every: 200,
-            ..Recipe::default()
-        };
+        // As the decompositions of that experiment.
+        let settings = Decomposed { epochs, ..Decomposed::full() };
+        let recipe = settings.tuning(options.seed, data.train.len());
         let both = [(0.9, 0.4), (0.9, 0.25), (0.8, 0.4)];
         let mut both: Vec<(f64, Way)> = both.map(|(energy, density)| (energy, Way::Pruned(density))).into();
         both.extend([(0.9, 0.5)].map(|(energy, s)| (energy, Way::Structured(s))));

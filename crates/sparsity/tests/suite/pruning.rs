@@ -243,3 +243,25 @@ fn with_weights_of(model: &Model, other: &Model) -> Model {
     });
     model.with_params(params).unwrap()
 }
+
+#[test]
+fn biases_of_outputs_and_of_layers_that_are_not_pruned_stay() {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(2, 5, 5)).unwrap();
+    let x = b.conv2d("first", x, Conv2d::new(4, 3)).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.conv2d("second", x, Conv2d::new(4, 3)).unwrap();
+    let x = b.flatten("flat", x).unwrap();
+    let model = drawn(b.finish(&[x]).unwrap(), 3);
+    let zero = |filters: usize| move |i: &[usize], v: f32| if i[0] < filters { 0.0 } else { v };
+    let model = edit(&edit(&model, "first.weight", zero(1)), "second.weight", zero(2));
+    let bias =
+        |model: &Model, layer: &str| model.tensors(model.graph().find(layer).unwrap())[1].data().to_vec();
+    // The flattened result of the second one is the output.
+    let quiet = silence(&model).unwrap();
+    assert_eq!((bias(&quiet, "first")[0], bias(&quiet, "second")), (0.0, bias(&model, "second")));
+    let filters = Pattern::Groups(Grouping::Filters);
+    let without = |layer: &str| Pruning { pattern: filters, ..at(0.5, &[layer]) };
+    let (pruned, _) = prune_magnitude(&model, &without("first")).unwrap();
+    assert_eq!(bias(&pruned, "first"), bias(&model, "first"));
+}
