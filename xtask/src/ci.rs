@@ -1,5 +1,6 @@
 //! `test` and `ci`.
 
+use crate::cuda;
 use crate::run::{cargo, run};
 use crate::tidy;
 use anyhow::{Context as _, Result};
@@ -26,6 +27,7 @@ pub(crate) fn ci(with_tests: bool) -> Result<()> {
     }
     step("tiers", tiers)?;
     step("arm", arm)?;
+    step("cuda-check", || cuda::check(None, false))?;
     for experiment in ["lenet", "sparsity", "speed"] {
         step(&format!("reproduce {experiment} --quick"), || {
             let out = format!("target/ci/{experiment}");

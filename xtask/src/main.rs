@@ -1,6 +1,7 @@
 //! The workspace's commands: `cargo xtask COMMAND`. Parses, spawns and checks; links none of the other crates.
 
 mod ci;
+mod cuda;
 mod fixtures;
 mod interop;
 mod reproduce;
@@ -20,6 +21,8 @@ cargo xtask COMMAND
   ci [--without-tests]              what CI runs: fmt, tidy, clippy, docs, tests, the quick reproduction
   tiers                             the tests of kernels and runtime on every tier of this machine
   arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
+  cuda-check [--json FILE] [--write] the CUDA backend without a GPU: kernels and host code on a processor, machine code by NVRTC
+                                    (--write: write the table of registers anew)
   interop [--python FILE]           networks to and from PyTorch, torchvision, ONNX Runtime and OpenVINO, which are set up in
                                     target/interop (or those of another Python)
   tidy                              line budgets, fixture hashes, and what no compiler checks
@@ -54,6 +57,12 @@ fn dispatch(args: &[String]) -> Result<()> {
         ("ci", ["--without-tests"]) => ci::ci(false),
         ("tiers", []) => ci::tiers(),
         ("arm", []) => ci::arm(),
+        ("cuda-check", rest) => match rest {
+            [] => cuda::check(None, false),
+            ["--write"] => cuda::check(None, true),
+            ["--json", file] => cuda::check(Some(file), false),
+            _ => bail!("cuda-check: expected --json FILE or --write, found `{}`", rest.join(" ")),
+        },
         ("interop", []) => interop::interop(None),
         ("interop", ["--python", python]) => interop::interop(Some(python)),
         ("tidy", []) => tidy::tidy(),

@@ -1,12 +1,13 @@
 //! `cofilter bench`.
 
+use crate::device::On;
 use crate::evaluate::threads;
 use crate::output::{Output, table};
 use crate::source::{About, Source};
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::Model;
 use cofilter_runtime::latency::{Budget, measure};
-use cofilter_runtime::{Choice, CostTable, Options, Plan, Team, cpu_tier};
+use cofilter_runtime::{Choice, CostTable, Options, Plan, Team};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
+    #[command(flatten)]
+    on: On,
     /// How long to measure
     #[arg(long, default_value_t = 3.0, value_name = "SECONDS")]
     seconds: f64,
@@ -56,7 +59,7 @@ pub(crate) struct Time {
 struct Report {
     batch: usize,
     threads: usize,
-    kernels: &'static str,
+    kernels: String,
     times: Vec<Time>,
     /// By network, where they were measured.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -76,9 +79,11 @@ impl Args {
         };
         let models: Vec<(String, Model)> = self.models.iter().map(open).collect::<Result<_>>()?;
         let models: Vec<(&str, &Model)> = models.iter().map(|(name, model)| (name.as_str(), model)).collect();
-        let mut options = options(self.batch, self.threads)?;
+        let measured = self.layers || self.costs.is_some();
+        ensure!(self.on.is_cpu() || !measured, "--layers and --costs are for --device cpu alone");
+        let mut options = self.on.options(options(self.batch, self.threads)?);
         let mut layers = BTreeMap::new();
-        if self.layers || self.costs.is_some() {
+        if measured {
             options.costs = Some(Arc::new(self.measured(&models, &options)?));
             for (name, model) in &models {
                 layers.insert((*name).to_owned(), CostTable::choices(model, &options)?);
@@ -87,7 +92,8 @@ impl Args {
         let times = with_options(&models, &options, self.seconds)?;
         let header = ["network", "p50 ms", "p90 ms", "p99 ms", "images/s", "speedup"];
         let text = table(&header, times.iter().map(Time::row));
-        let report = Report { batch: self.batch, threads: self.threads, kernels: cpu_tier(), times, layers };
+        let report =
+            Report { batch: self.batch, threads: self.threads, kernels: self.on.name(), times, layers };
         let mut text =
             format!("batch {}, {} thread(s), {} kernels\n\n{text}", self.batch, self.threads, report.kernels);
         for (name, layers) in &report.layers {

@@ -116,7 +116,7 @@ impl Args {
         let accuracy = |artifact: &Artifact| -> Result<Option<Accuracy>> {
             let Some(split) = split.as_ref().filter(|_| !self.dry_run) else { return Ok(None) };
             let of = preprocessing(artifact, &path)?;
-            evaluate::of(artifact, &split.test, &of, self.threads).map(Some)
+            evaluate::of(artifact, &split.test, &of, &evaluate::on_cpu(self.threads)).map(Some)
         };
         let accuracy_before = accuracy(&source)?;
         let mut tries = Vec::new();

@@ -1,5 +1,6 @@
 //! `cofilter evaluate`.
 
+use crate::device::On;
 use crate::output::Output;
 use crate::source::Source;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
+    #[command(flatten)]
+    on: On,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,6 +56,11 @@ pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// On the processor.
+pub(crate) fn on_cpu(threads: usize) -> Options {
+    Options { threads, ..Options::default() }
+}
+
 /// How images become the input of a network, which its file must say.
 pub(crate) fn preprocessing(artifact: &Artifact, path: &Path) -> Result<Preprocessing> {
     artifact.provenance.preprocessing.clone().with_context(|| {
@@ -66,20 +74,21 @@ impl Args {
         let preprocessing = preprocessing(&artifact, &self.source.model)?;
         let split = cofilter_data::open(&self.data)?;
         let data = if self.part == Part::Test { split.test } else { split.train };
-        let accuracy = of(&artifact, &data, &preprocessing, self.threads)?;
+        let options = self.on.options(on_cpu(self.threads));
+        let accuracy = of(&artifact, &data, &preprocessing, &options)?;
         Output::new(format!("{}: {accuracy}", self.source.model.display()), &accuracy)
     }
 }
 
-/// Classifies a whole data set.
+/// Classifies a whole data set, in batches of a size of its own.
 pub(crate) fn of(
     artifact: &Artifact,
     data: &Dataset,
     preprocessing: &Preprocessing,
-    threads: usize,
+    options: &Options,
 ) -> Result<Accuracy> {
     ensure!(!data.is_empty(), "data set `{}` has no images", data.name());
-    let options = Options { batch: BATCH.min(data.len()), threads, ..Options::default() };
+    let options = Options { batch: BATCH.min(data.len()), ..options.clone() };
     let plan = Plan::compile(&artifact.model, &options)?;
     let pipeline = Pipeline::new(data, preprocessing, &Augment::default(), 0)?;
     if pipeline.input_len() != plan.input_len() {

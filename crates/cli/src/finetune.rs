@@ -89,7 +89,7 @@ impl Args {
         let source = self.source.open()?;
         let split = cofilter_data::open(&self.data)?;
         let of = preprocessing(&source, &self.source.model)?;
-        let before = evaluate::of(&source, &split.test, &of, self.threads)?;
+        let before = evaluate::of(&source, &split.test, &of, &evaluate::on_cpu(self.threads))?;
         let work = self.work.clone().unwrap_or_else(|| {
             let mut name = self.out.clone().into_os_string();
             name.push(".run");
@@ -97,7 +97,7 @@ impl Args {
         });
         let job = Job { recipe: &recipe, split: &split, teacher: teacher.as_ref(), threads: self.threads };
         let tuned = tune(&source, &self.source.model, &job, &work)?;
-        let after = evaluate::of(&tuned, &split.test, &of, self.threads)?;
+        let after = evaluate::of(&tuned, &split.test, &of, &evaluate::on_cpu(self.threads))?;
         tuned.save(&self.out)?;
         let text = format!("before: {before}\nafter:  {after}\n{}", self.out.display());
         let report = Report { out: self.out.clone(), iterations: recipe.iterations, before, after };

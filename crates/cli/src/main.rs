@@ -6,6 +6,7 @@ mod bench;
 mod compress;
 mod convert;
 mod decompose;
+mod device;
 mod evaluate;
 mod finetune;
 mod inspect;

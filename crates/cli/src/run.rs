@@ -1,5 +1,6 @@
 //! `cofilter run`.
 
+use crate::device::On;
 use crate::evaluate::{preprocessing, threads};
 use crate::output::{Output, table};
 use crate::source::Source;
@@ -31,6 +32,8 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
+    #[command(flatten)]
+    on: On,
 }
 
 #[derive(Serialize)]
@@ -134,6 +137,7 @@ impl Args {
         }
         let count = images.len() / len;
         let options = Options { batch: count.min(32), threads: self.threads, ..Options::default() };
+        let options = self.on.options(options);
         let plan = Plan::compile(&artifact.model, &options)?;
         let mut session = plan.session();
         let mut scores = vec![0.0; count * plan.output_len()];

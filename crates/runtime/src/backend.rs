@@ -1,3 +1,4 @@
+use crate::Result;
 use std::sync::Arc;
 
 /// A program made ready for one device: immutable, shared by its sessions. The seam between the plan and a backend.
@@ -14,8 +15,15 @@ pub(crate) trait Executable: Send + Sync {
 
 /// The memory of one session.
 pub(crate) trait State: Send {
-    /// Computes the logits of `n` images; the session has checked every length. `times_us` has one element a step.
-    fn run(&mut self, n: usize, images: &[f32], logits: &mut [f32], times_us: Option<&mut [f64]>);
+    /// Computes the logits of `n` images; the session has checked every length. `times_us` has one element a step. After an error the
+    /// logits are as they were.
+    fn run(
+        &mut self,
+        n: usize,
+        images: &[f32],
+        logits: &mut [f32],
+        times_us: Option<&mut [f64]>,
+    ) -> Result<()>;
 }
 
 /// One step as a backend executes it.

@@ -101,9 +101,16 @@ struct CpuState {
 }
 
 impl State for CpuState {
-    fn run(&mut self, n: usize, images: &[f32], logits: &mut [f32], times_us: Option<&mut [f64]>) {
+    fn run(
+        &mut self,
+        n: usize,
+        images: &[f32],
+        logits: &mut [f32],
+        times_us: Option<&mut [f64]>,
+    ) -> Result<()> {
         let Self { executor, arena, scratch } = self;
         let Executor { sequence, team, .. } = &**executor;
         sequence.run(n, images, arena.as_mut_slice(), logits, scratch.as_mut_slice(), team, times_us);
+        Ok(())
     }
 }

@@ -57,6 +57,20 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// The backend is not a part of this program.
+    #[error(
+        "backend `{backend}`: this program was built without it (feature `{feature}` of cofilter-runtime)"
+    )]
+    NotBuilt {
+        /// The backend.
+        backend: &'static str,
+        /// What has to be switched on.
+        feature: &'static str,
+    },
+    /// A CUDA device, its driver or its compiler.
+    #[cfg(feature = "cuda")]
+    #[error("CUDA: {0}")]
+    Cuda(#[from] cofilter_cuda::Error),
     /// The threads of a plan could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

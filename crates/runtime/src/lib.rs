@@ -1,4 +1,4 @@
-//! Inference of compiled networks on CPU, deployable alone.
+//! Inference of compiled networks on CPU and CUDA, deployable alone.
 //!
 //! [`Plan::compile`] lowers a [`Model`] to a [`Program`] (inference passes, fused steps, one arena)
 //! and makes it ready for a [`BackendKind`]. A plan is immutable and shared; a [`Session`] owns the memory of one caller,
@@ -29,6 +29,8 @@ mod arena;
 mod backend;
 mod costs;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod density;
 mod error;
 pub mod latency;

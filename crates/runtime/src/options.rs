@@ -11,15 +11,18 @@ pub enum BackendKind {
     /// Packed `f32` kernels.
     #[default]
     Cpu,
+    /// A CUDA device, in programs with feature `cuda`.
+    Cuda,
 }
 
 impl BackendKind {
-    /// Word for messages: `reference`, `cpu`.
+    /// Word for messages: `reference`, `cpu`, `cuda`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Reference => "reference",
             Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
         }
     }
 }
@@ -52,8 +55,11 @@ pub struct Options {
     /// run for some of its images before they run for the next ones. 0: every step runs for the whole batch. Results do not
     /// depend on it.
     pub cache: usize,
-    /// Most bytes that the plan and one session may hold, if there is a limit.
+    /// Most bytes that the plan and one session may hold, if there is a limit: on the device, where there is one.
     pub max_memory: Option<usize>,
+    /// Which CUDA device, and how it computes.
+    #[cfg(feature = "cuda")]
+    pub cuda: crate::cuda::Settings,
 }
 
 impl Default for Options {
@@ -68,6 +74,8 @@ impl Default for Options {
             costs: None,
             cache: 6_000_000,
             max_memory: None,
+            #[cfg(feature = "cuda")]
+            cuda: crate::cuda::Settings::default(),
         }
     }
 }

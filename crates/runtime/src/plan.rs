@@ -25,6 +25,10 @@ impl Plan {
         let too_large = |memory: &Memory| options.max_memory.filter(|allowed| memory.peak_bytes() > *allowed);
         let executable: Arc<dyn Executable> = match options.backend {
             BackendKind::Reference => Arc::new(reference::Executor::new(model)),
+            #[cfg(feature = "cuda")]
+            BackendKind::Cuda => Arc::new(crate::cuda::Executor::new(&program, options)?),
+            #[cfg(not(feature = "cuda"))]
+            BackendKind::Cuda => return Err(Error::NotBuilt { backend: "cuda", feature: "cuda" }),
             BackendKind::Cpu => {
                 let in_parts = cpu::Executor::new(&program, options)?;
                 let memory = in_parts.memory();
@@ -105,6 +109,7 @@ impl Plan {
         let tier = match backend {
             BackendKind::Reference => "f64",
             BackendKind::Cpu => cofilter_kernels::cpu_tier(),
+            BackendKind::Cuda => "device",
         };
         let mut text = format!("{} backend ({tier}), batch {batch}, {threads} thread(s)\n", backend.name());
         let mut line = |cells: [&str; 6]| {
@@ -143,7 +148,7 @@ pub(crate) fn check(program: &Program, options: &Options) -> Result<()> {
     check_size(program, options.batch)?;
     match options.backend {
         BackendKind::Reference => Ok(()),
-        BackendKind::Cpu => check_storage(program, options),
+        BackendKind::Cpu | BackendKind::Cuda => check_storage(program, options),
     }
 }
 

@@ -110,7 +110,13 @@ impl Executable for Executor {
 struct Interpreter(Arc<Executor>);
 
 impl State for Interpreter {
-    fn run(&mut self, n: usize, images: &[f32], logits: &mut [f32], mut times_us: Option<&mut [f64]>) {
+    fn run(
+        &mut self,
+        n: usize,
+        images: &[f32],
+        logits: &mut [f32],
+        mut times_us: Option<&mut [f64]>,
+    ) -> Result<()> {
         let model = &self.0.model;
         let output = model.graph().outputs()[0].index();
         let images = images.chunks_exact(images.len() / n);
@@ -122,5 +128,6 @@ impl State for Interpreter {
                 *logit = rounded;
             }
         }
+        Ok(())
     }
 }

@@ -82,11 +82,10 @@ impl Session {
     /// goes through to the logits of its own image.
     ///
     /// # Errors
-    /// [`Error::Images`] or [`Error::Logits`] for slices of another length; nothing was written then.
+    /// [`Error::Images`] or [`Error::Logits`] for slices of another length, what a device says if it fails; nothing was written then.
     pub fn run(&mut self, images: &[f32], logits: &mut [f32]) -> Result<()> {
         let n = self.check(images, logits)?;
-        self.state.run(n, images, logits, None);
-        Ok(())
+        self.state.run(n, images, logits, None)
     }
 
     /// Runs once to warm up and once with a clock around each step.
@@ -100,7 +99,7 @@ impl Session {
         self.run(images, &mut logits)?;
         let n = self.check(images, &logits)?;
         let start = Instant::now();
-        self.state.run(n, images, &mut logits, Some(&mut times_us));
+        self.state.run(n, images, &mut logits, Some(&mut times_us))?;
         let total_us = start.elapsed().as_secs_f64() * 1e6;
         let steps = steps.into_iter().zip(times_us);
         Ok(Profile {

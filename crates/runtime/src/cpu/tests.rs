@@ -69,9 +69,9 @@ fn run(cuts: &[(usize, usize)], threads: usize, n: usize) -> (Vec<u32>, usize) {
     let mut session = executor.session();
     let mut logits = vec![f32::NAN; BATCH * program.output().shape.elements()];
     // What another run leaves in the arena must not matter.
-    session.run(BATCH, &vec![f32::NAN; BATCH * program.input().elements()], &mut logits, None);
+    session.run(BATCH, &vec![f32::NAN; BATCH * program.input().elements()], &mut logits, None).unwrap();
     logits.truncate(n * program.output().shape.elements());
-    session.run(n, &images, &mut logits, None);
+    session.run(n, &images, &mut logits, None).unwrap();
     for (logit, expected) in logits.iter().zip(reference::run(&model, &images).unwrap()) {
         assert!((f64::from(*logit) - expected).abs() < 1e-5, "{logit} {expected}");
     }

@@ -89,8 +89,8 @@ pub(crate) fn measure(
         for (session, owners, chosen) in &mut sessions {
             let mut steps_us = vec![0.0; owners.len()];
             // Once to bring its weights into the caches that the other variants took.
-            session.run(options.batch, &images, &mut logits, None);
-            session.run(options.batch, &images, &mut logits, Some(&mut steps_us));
+            session.run(options.batch, &images, &mut logits, None)?;
+            session.run(options.batch, &images, &mut logits, Some(&mut steps_us))?;
             let mut units_us = vec![0.0; units.len()];
             for (owner, us) in owners.iter().zip(&steps_us) {
                 if let Some(unit) = owner {

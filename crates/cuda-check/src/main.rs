@@ -1,0 +1,107 @@
+//! The CUDA backend without a GPU. Two parts, as each needs other libraries where the loader looks for CUDA's: `standin` (kernels and
+//! host code on a processor) and `cubins` (machine code), which adds to the file that the first one wrote. `cargo xtask cuda-check`
+//! builds the stand-ins, finds the real compiler and starts both.
+
+mod cubins;
+mod faults;
+mod kernels;
+mod networks;
+mod numbers;
+mod reference;
+mod standin;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// What was found.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Found {
+    /// Kernels that were run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<usize>,
+    /// Cases of all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cases: Option<usize>,
+    /// Barriers that were deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutants: Option<usize>,
+    /// Of these, those that a case showed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutants_caught: Option<usize>,
+    /// Networks that were compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    networks: Option<usize>,
+    /// Failures that were tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    faults: Option<usize>,
+    /// Kernels by architecture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cubins: Option<BTreeMap<String, usize>>,
+    /// What failed.
+    failed: Vec<String>,
+}
+
+impl Found {
+    /// The result of a part, or nothing and a line in `failed`.
+    fn part<T>(&mut self, name: &str, part: impl FnOnce() -> Result<T>) -> Option<T> {
+        let start = Instant::now();
+        let result = part();
+        println!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+        match result {
+            Ok(result) => Some(result),
+            Err(error) => {
+                println!("{name}: FAILED: {error:#}");
+                self.failed.push(format!("{name}: {error:#}"));
+                None
+            }
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (json, found) = match args.as_slice() {
+        ["standin", json] => (json, on_standin()?),
+        ["cubins", json, table, rest @ ..] if matches!(rest, [] | ["--write"]) => {
+            let text = std::fs::read_to_string(json).with_context(|| (*json).to_owned())?;
+            (json, machine_code(serde_json::from_str(&text)?, Path::new(table), !rest.is_empty()))
+        }
+        _ => bail!(
+            "expected `standin JSON` or `cubins JSON TABLE [--write]`; `cargo xtask cuda-check` starts this"
+        ),
+    };
+    std::fs::write(json, serde_json::to_string(&found)?).with_context(|| (*json).to_owned())
+}
+
+fn on_standin() -> Result<Found> {
+    let standin = standin::Standin::open()?;
+    let cache = tempfile::tempdir()?;
+    let mut found = Found::default();
+    let mut say = |line: String| println!("  {line}");
+    if let Some(counts) = found.part("kernels", || kernels::check(&standin)) {
+        // And the sums of parts, which run with the cases that have parts.
+        found.kernels = Some(counts.len() + 1);
+        found.cases = Some(counts.values().sum());
+    }
+    if let Some([mutants, caught]) = found.part("mutants", || kernels::mutants(&standin, &mut say)) {
+        (found.mutants, found.mutants_caught) = (Some(mutants), Some(caught));
+        if caught < mutants {
+            found.failed.push(format!("mutants: {} of {mutants} were not caught", mutants - caught));
+        }
+    }
+    found.networks = found.part("networks", || networks::check(&standin, cache.path(), &mut say));
+    found.faults = found.part("faults", || faults::check(&standin, cache.path()));
+    Ok(found)
+}
+
+/// Adds the machine code to what was found before.
+fn machine_code(mut found: Found, table: &Path, write: bool) -> Found {
+    found.cubins =
+        found.part("machine code", || cubins::check(table, write, &mut |line| println!("  {line}")));
+    found
+}

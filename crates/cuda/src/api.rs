@@ -1,0 +1,126 @@
+//! The functions of the driver and of NVRTC that are called, found when they are first needed.
+#![expect(
+    unsafe_code,
+    reason = "functions of C libraries; every one is called in one place, with its reasons"
+)]
+
+use crate::{Error, Result};
+use libloading::Library;
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// A handle of the driver's.
+pub(crate) type Handle = *mut c_void;
+/// An address in a device's memory.
+pub(crate) type DevicePtr = u64;
+
+macro_rules! library {
+    (
+        $(#[$doc:meta])* $name:ident, $what:literal, $names:expr;
+        $($function:ident = $symbol:literal : fn($($argument:ty),* $(,)?) -> $result:ty;)*
+    ) => {
+        $(#[$doc])*
+        pub(crate) struct $name {
+            $(pub(crate) $function: unsafe extern "C" fn($($argument),*) -> $result,)*
+            _library: Library,
+        }
+
+        impl $name {
+            /// Loads it from a path, or by its usual names.
+            pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+                let library = open($what, path, $names)?;
+                let lacks = |symbol: &str, error: libloading::Error| Error::Library {
+                    what: $what,
+                    reason: format!("no function `{symbol}`, so it is too old or something else ({error})"),
+                };
+                Ok(Self {
+                    $($function: {
+                        // SAFETY: the type is the one of the C header; the library stays loaded as long as the pointer.
+                        unsafe { *library.get(concat!($symbol, "\0").as_bytes()).map_err(|error| lacks($symbol, error))? }
+                    },)*
+                    _library: library,
+                })
+            }
+
+            /// The one of this process, loaded once. A failure is kept too.
+            pub(crate) fn shared() -> Result<&'static Self> {
+                static SHARED: OnceLock<Result<$name>> = OnceLock::new();
+                SHARED.get_or_init(|| Self::load(None)).as_ref().map_err(Clone::clone)
+            }
+        }
+    };
+}
+
+library! {
+    /// `libcuda`, which comes with the driver. All of it is there since CUDA 11.4.
+    Driver, "the CUDA driver", &["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
+    init = "cuInit": fn(c_uint) -> c_int;
+    device_count = "cuDeviceGetCount": fn(*mut c_int) -> c_int;
+    device_get = "cuDeviceGet": fn(*mut c_int, c_int) -> c_int;
+    device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int) -> c_int;
+    device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int) -> c_int;
+    device_memory = "cuDeviceTotalMem_v2": fn(*mut usize, c_int) -> c_int;
+    context_retain = "cuDevicePrimaryCtxRetain": fn(*mut Handle, c_int) -> c_int;
+    context_release = "cuDevicePrimaryCtxRelease_v2": fn(c_int) -> c_int;
+    context_set = "cuCtxSetCurrent": fn(Handle) -> c_int;
+    error_name = "cuGetErrorName": fn(c_int, *mut *const c_char) -> c_int;
+    alloc = "cuMemAlloc_v2": fn(*mut DevicePtr, usize) -> c_int;
+    free = "cuMemFree_v2": fn(DevicePtr) -> c_int;
+    host_alloc = "cuMemHostAlloc": fn(*mut *mut c_void, usize, c_uint) -> c_int;
+    host_free = "cuMemFreeHost": fn(*mut c_void) -> c_int;
+    copy_to_device = "cuMemcpyHtoDAsync_v2": fn(DevicePtr, *const c_void, usize, Handle) -> c_int;
+    copy_to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, DevicePtr, usize, Handle) -> c_int;
+    stream_create = "cuStreamCreate": fn(*mut Handle, c_uint) -> c_int;
+    stream_destroy = "cuStreamDestroy_v2": fn(Handle) -> c_int;
+    stream_synchronize = "cuStreamSynchronize": fn(Handle) -> c_int;
+    capture_begin = "cuStreamBeginCapture_v2": fn(Handle, c_int) -> c_int;
+    capture_end = "cuStreamEndCapture": fn(Handle, *mut Handle) -> c_int;
+    graph_instantiate = "cuGraphInstantiateWithFlags": fn(*mut Handle, Handle, u64) -> c_int;
+    graph_launch = "cuGraphLaunch": fn(Handle, Handle) -> c_int;
+    graph_exec_destroy = "cuGraphExecDestroy": fn(Handle) -> c_int;
+    graph_destroy = "cuGraphDestroy": fn(Handle) -> c_int;
+    event_create = "cuEventCreate": fn(*mut Handle, c_uint) -> c_int;
+    event_record = "cuEventRecord": fn(Handle, Handle) -> c_int;
+    event_elapsed = "cuEventElapsedTime": fn(*mut f32, Handle, Handle) -> c_int;
+    event_destroy = "cuEventDestroy_v2": fn(Handle) -> c_int;
+    module_load = "cuModuleLoadData": fn(*mut Handle, *const c_void) -> c_int;
+    module_unload = "cuModuleUnload": fn(Handle) -> c_int;
+    module_function = "cuModuleGetFunction": fn(*mut Handle, Handle, *const c_char) -> c_int;
+    function_attribute = "cuFuncSetAttribute": fn(Handle, c_int, c_int) -> c_int;
+    launch = "cuLaunchKernel": fn(
+        Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void,
+    ) -> c_int;
+}
+
+library! {
+    /// The compiler of CUDA C++, which comes with the toolkit or alone. All of it is there since CUDA 11.2.
+    Compiler, "NVRTC", &[
+        "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll",
+    ];
+    error_text = "nvrtcGetErrorString": fn(c_int) -> *const c_char;
+    create = "nvrtcCreateProgram": fn(
+        *mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char,
+    ) -> c_int;
+    destroy = "nvrtcDestroyProgram": fn(*mut Handle) -> c_int;
+    compile = "nvrtcCompileProgram": fn(Handle, c_int, *const *const c_char) -> c_int;
+    binary_len = "nvrtcGetCUBINSize": fn(Handle, *mut usize) -> c_int;
+    binary = "nvrtcGetCUBIN": fn(Handle, *mut c_char) -> c_int;
+    log_len = "nvrtcGetProgramLogSize": fn(Handle, *mut usize) -> c_int;
+    log = "nvrtcGetProgramLog": fn(Handle, *mut c_char) -> c_int;
+    arch_count = "nvrtcGetNumSupportedArchs": fn(*mut c_int) -> c_int;
+    archs = "nvrtcGetSupportedArchs": fn(*mut c_int) -> c_int;
+}
+
+fn open(what: &'static str, path: Option<&Path>, names: &[&str]) -> Result<Library> {
+    let at: Vec<&Path> = path.map_or_else(|| names.iter().map(Path::new).collect(), |path| vec![path]);
+    let mut said = Vec::new();
+    for name in at {
+        // SAFETY: the initialisers of these libraries are made to be run by any program that loads them.
+        match unsafe { Library::new(name) } {
+            Ok(library) => return Ok(library),
+            Err(error) => said.push(error.to_string()),
+        }
+    }
+    Err(Error::Library { what, reason: format!("not found ({})", said.join("; ")) })
+}

@@ -1,0 +1,86 @@
+/// What can go wrong on the way to a device and on it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A library of CUDA's is not on this machine, or lacks something.
+    #[error("{what}: {reason}")]
+    Library {
+        /// `the CUDA driver` or `NVRTC`.
+        what: &'static str,
+        /// The names that were tried, or the function that it lacks.
+        reason: String,
+    },
+    /// There are fewer devices.
+    #[error("CUDA device {ordinal}: this machine has {found}")]
+    NoDevice {
+        /// Number asked for, from 0.
+        ordinal: usize,
+        /// Devices that there are.
+        found: usize,
+    },
+    /// A device is too old for what is asked of it.
+    #[error("{device}: compute capability {}.{}, {what} needs {}.{} or more", found / 10, found % 10, needed / 10, needed % 10)]
+    Capability {
+        /// Its name.
+        device: String,
+        /// What needs more.
+        what: &'static str,
+        /// Ten times its compute capability.
+        found: u32,
+        /// Ten times what is needed.
+        needed: u32,
+    },
+    /// The device has not as much memory left.
+    #[error("{device}: no {bytes} bytes of memory left for {what} (it has {total} in all)")]
+    Memory {
+        /// Its name.
+        device: String,
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes that it has, free or not.
+        total: usize,
+    },
+    /// A call of the driver failed.
+    #[error("{call}: {name} ({code})")]
+    Driver {
+        /// The function: `cuGraphLaunch`.
+        call: &'static str,
+        /// What it returned.
+        code: i32,
+        /// The driver's name for that.
+        name: String,
+    },
+    /// The kernels could not be compiled.
+    #[error("NVRTC, for {arch}: {log}")]
+    Compile {
+        /// Architecture: `sm_80`.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// Something is larger than the kernels can count.
+    #[error("{what}: {found}, at most {most} can be counted")]
+    TooLarge {
+        /// What it is.
+        what: String,
+        /// Its size.
+        found: usize,
+        /// The limit.
+        most: usize,
+    },
+}
+
+impl Error {
+    /// Whether the device is out of memory.
+    #[must_use]
+    pub fn is_memory(&self) -> bool {
+        matches!(self, Self::Memory { .. } | Self::Driver { code: OUT_OF_MEMORY, .. })
+    }
+}
+
+pub(crate) const OUT_OF_MEMORY: i32 = 2;
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

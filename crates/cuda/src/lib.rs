@@ -1,0 +1,35 @@
+//! Networks on NVIDIA GPUs: kernels in CUDA C++, compiled for a device when it is first used, and the host code around them.
+//!
+//! Nothing of CUDA is needed to build this crate or to start a program with it: the driver is opened by [`Device::open`], the compiler
+//! (NVRTC) when there is no machine code for the device yet, and what is missing is an error. A [`Builder`] collects calls and
+//! packs their weights, a [`Sequence`] has them on a device, a [`Session`] runs them for one caller: one copy in, one graph, one
+//! copy out.
+//!
+//! The kernels see maps `[image, channel, row, column]`. Convolutions are products with a matrix of windows that is never
+//! written; columns of zeros are left out for each tile of filters. A low-rank pair can be one call, its middle in shared memory.
+
+mod api;
+mod args;
+mod call;
+pub mod choose;
+pub mod compile;
+mod device;
+mod error;
+mod kernel;
+mod module;
+mod pack;
+mod sequence;
+mod stream;
+
+pub use call::{Builder, Elementwise, Flow, Made, Place, Region, Window};
+pub use device::{About, Device};
+pub use error::{Error, Result};
+pub use kernel::{Kernel, Math};
+pub use pack::{Geometry, PackedConv};
+pub use sequence::{Sequence, Session};
+
+/// Bytes of the struct that a kernel takes, as the host has it.
+#[must_use]
+pub fn argument_len(kernel: Kernel) -> usize {
+    args::len_of(kernel)
+}

@@ -1,0 +1,97 @@
+#![expect(unsafe_code, reason = "calls of the driver, with handles that it gave")]
+
+use crate::api::Handle;
+use crate::compile;
+use crate::device::{About, Device};
+use crate::kernel::Kernel;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::path::Path;
+
+/// The kernels, compiled for a device and loaded.
+pub(crate) struct Module {
+    device: Device,
+    handle: Handle,
+    functions: BTreeMap<Kernel, Function>,
+}
+
+// SAFETY: handles that are only read once the module is loaded.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A kernel of a module that is loaded.
+#[derive(Clone, Copy)]
+pub(crate) struct Function {
+    handle: Handle,
+    threads: u32,
+}
+
+impl Function {
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    pub(crate) fn threads(&self) -> u32 {
+        self.threads
+    }
+}
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: i32 = 8;
+
+impl Module {
+    /// Compiles all kernels for a device, or takes them from the folder where they were kept.
+    pub(crate) fn load(device: &Device, cache: Option<&Path>) -> Result<Self> {
+        let binary = compile::for_device(device.about(), cache)?;
+        device.bind()?;
+        let mut module =
+            Self { device: device.clone(), handle: std::ptr::null_mut(), functions: BTreeMap::new() };
+        // SAFETY: a whole binary, which the driver copies.
+        let code = unsafe { (device.api().module_load)(&raw mut module.handle, binary.as_ptr().cast()) };
+        device.check("cuModuleLoadData", code)?;
+        for kernel in Kernel::all().filter(|kernel| kernel.needs() <= device.about().capability) {
+            let function = module.find(kernel)?;
+            module.functions.insert(kernel, function);
+        }
+        Ok(module)
+    }
+
+    fn find(&self, kernel: Kernel) -> Result<Function> {
+        let api = self.device.api();
+        let mut handle = std::ptr::null_mut();
+        let name = CString::new(kernel.name()).unwrap_or_default();
+        // SAFETY: writes one handle; the name ends with a zero.
+        let code = unsafe { (api.module_function)(&raw mut handle, self.handle, name.as_ptr()) };
+        self.device.check("cuModuleGetFunction", code)?;
+        let most = self.device.about().shared_memory;
+        if kernel.may_take_much_shared_memory() && most > 0 {
+            let most = i32::try_from(most).unwrap_or(i32::MAX);
+            // SAFETY: the function is alive.
+            let code = unsafe { (api.function_attribute)(handle, MAX_DYNAMIC_SHARED, most) };
+            self.device.check("cuFuncSetAttribute", code)?;
+        }
+        Ok(Function { handle, threads: kernel.threads() })
+    }
+
+    pub(crate) fn function(&self, kernel: Kernel) -> Result<&Function> {
+        let About { name, capability, .. } = self.device.about();
+        self.functions.get(&kernel).ok_or_else(|| Error::Capability {
+            device: name.clone(),
+            what: kernel.name(),
+            found: *capability,
+            needed: kernel.needs(),
+        })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.handle.is_null() {
+            return;
+        }
+        // SAFETY: loaded by the driver and given back once.
+        self.device.give_back("cuModuleUnload", |api| unsafe { (api.module_unload)(self.handle) });
+    }
+}

@@ -1,0 +1,287 @@
+//! The calls of a network, on one device: weights uploaded once, sessions with memory, stream and graphs of their own.
+#![expect(
+    unsafe_code,
+    reason = "kernels are ordered; `Call::check` has seen to it that they stay within their memory"
+)]
+
+use crate::api::DevicePtr;
+use crate::call::{Builder, Call, Lengths, Place, Region, Work};
+use crate::device::{Buffer, Device, Pinned};
+use crate::module::Module;
+use crate::pack::int;
+use crate::stream::{Event, Graph, Stream};
+use crate::{Kernel, Result, args};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A network's calls with its weights on a device. Sessions share it.
+pub struct Sequence {
+    device: Device,
+    module: Arc<Module>,
+    weights: Buffer,
+    calls: Vec<Call>,
+    output: Place,
+    batch: usize,
+    lengths: Lengths,
+}
+
+/// Modules that are loaded, by the number of the device: one for all plans.
+static LOADED: Mutex<Vec<(usize, Weak<Module>)>> = Mutex::new(Vec::new());
+
+fn module(device: &Device, cache: Option<&Path>) -> Result<Arc<Module>> {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    loaded.retain(|(_, module)| module.strong_count() > 0);
+    let ordinal = device.about().ordinal;
+    let found = loaded.iter().find(|(number, _)| *number == ordinal).and_then(|(_, module)| module.upgrade());
+    if let Some(module) = found {
+        return Ok(module);
+    }
+    let module = Arc::new(Module::load(device, cache)?);
+    loaded.push((ordinal, Arc::downgrade(&module)));
+    Ok(module)
+}
+
+impl Sequence {
+    /// Makes calls ready: compiles the kernels or takes them from `cache`, and uploads the weights.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for what the kernels cannot count, what the compiler and the driver say.
+    pub fn new(
+        device: &Device,
+        builder: Builder,
+        output: Place,
+        batch: usize,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
+        let (calls, blob, mut lengths) = builder.finish();
+        for call in &calls {
+            call.check(batch, lengths, blob.words().len(), device.about())?;
+            lengths.partial = lengths.partial.max(call.partial_len(batch));
+        }
+        let module = module(device, cache)?;
+        let weights = Buffer::new(device, "weights", size_of_val(blob.words()))?;
+        Stream::new(device)?.upload(&weights, blob.words())?;
+        Ok(Self { device: device.clone(), module, weights, calls, output, batch, lengths })
+    }
+
+    /// Bytes of the weights.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Bytes that a session has on the device: values, and the sums of products that are made in parts.
+    #[must_use]
+    pub fn session_bytes(&self) -> [usize; 2] {
+        let Lengths { image, arena, partial } = self.lengths;
+        [image * self.batch + arena, partial].map(|len| len * size_of::<f32>())
+    }
+
+    /// Memory to run in.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) if the device has not as much left.
+    pub fn session(self: &Arc<Self>) -> Result<Session> {
+        let device = &self.device;
+        let Lengths { image, arena, partial } = self.lengths;
+        let bytes = |len: usize| len * size_of::<f32>();
+        let (images, logits) = (image * self.batch, self.output.stride * self.batch);
+        Ok(Session {
+            host_images: Pinned::new(device, "images on the host", images)?,
+            host_logits: Pinned::new(device, "logits on the host", logits)?,
+            images: Buffer::new(device, "images", bytes(images))?,
+            arena: Buffer::new(device, "values", bytes(arena))?,
+            partial: Buffer::new(device, "sums of parts", bytes(partial))?,
+            graphs: (0..self.batch).map(|_| None).collect(),
+            stream: Stream::new(device)?,
+            sequence: Arc::clone(self),
+        })
+    }
+}
+
+/// The memory of one caller.
+pub struct Session {
+    // Dropped in this order: what uses memory before the memory.
+    graphs: Vec<Option<Graph>>,
+    stream: Stream,
+    host_images: Pinned,
+    host_logits: Pinned,
+    images: Buffer,
+    arena: Buffer,
+    partial: Buffer,
+    sequence: Arc<Sequence>,
+}
+
+impl Session {
+    /// Computes the output of `n` images, at most the batch; `times_us` has one element a call.
+    ///
+    /// # Errors
+    /// What the driver says: then `logits` are as they were.
+    pub fn run(
+        &mut self,
+        n: usize,
+        images: &[f32],
+        logits: &mut [f32],
+        times_us: Option<&mut [f64]>,
+    ) -> Result<()> {
+        self.host_images.as_mut_slice()[..images.len()].copy_from_slice(images);
+        match times_us {
+            Some(times_us) => self.timed(n, times_us)?,
+            None => {
+                let graph = match self.graphs[n - 1].take() {
+                    Some(graph) => graph,
+                    None => self.stream.capture(|| self.order(n, |_| Ok(())))?,
+                };
+                let launched = self.stream.launch_graph(&graph);
+                self.graphs[n - 1] = Some(graph);
+                launched?;
+                self.stream.synchronize()?;
+            }
+        }
+        logits.copy_from_slice(&self.host_logits.as_slice()[..logits.len()]);
+        Ok(())
+    }
+
+    /// Call by call, with a moment taken before and after each.
+    fn timed(&self, n: usize, times_us: &mut [f64]) -> Result<()> {
+        let mut moments = Vec::new();
+        let moment = |moments: &mut Vec<Event>| {
+            let event = Event::new(&self.sequence.device)?;
+            event.record(&self.stream)?;
+            moments.push(event);
+            Ok(())
+        };
+        self.order(n, |_| moment(&mut moments))?;
+        moment(&mut moments)?;
+        self.stream.synchronize()?;
+        for (time, pair) in times_us.iter_mut().zip(moments.windows(2)) {
+            *time = pair[1].since_us(&pair[0])?;
+        }
+        Ok(())
+    }
+
+    /// Orders all calls; `before` each, with its number.
+    fn order(&self, n: usize, mut before: impl FnMut(usize) -> Result<()>) -> Result<()> {
+        let Sequence { calls, output, lengths, device, .. } = &*self.sequence;
+        device.bind()?;
+        self.stream.copy_to_device(&self.images, &self.host_images, n * lengths.image)?;
+        for (i, call) in calls.iter().enumerate() {
+            before(i)?;
+            self.launch(call, n)?;
+        }
+        let from = match output.region {
+            Region::Images => &self.images,
+            Region::Arena => &self.arena,
+        };
+        self.stream.copy_to_host(&self.host_logits, from, output.at * size_of::<f32>(), n * output.stride)
+    }
+
+    fn address(&self, place: Place) -> DevicePtr {
+        let buffer = match place.region {
+            Region::Images => &self.images,
+            Region::Arena => &self.arena,
+        };
+        buffer.address() + (place.at * size_of::<f32>()) as u64
+    }
+
+    fn kernel<T: Copy>(&self, kernel: Kernel, argument: &T, grid: [usize; 3], shared: usize) -> Result<()> {
+        let function = self.sequence.module.function(kernel)?;
+        let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let shared = u32::try_from(shared).unwrap_or(u32::MAX);
+        // SAFETY: the struct is the kernel's, and `Call::check` saw that the memory of the session, which outlives the work, has all
+        // that the call reads and writes for up to `batch` images.
+        unsafe { self.stream.launch(function, argument, grid, shared) }
+    }
+
+    fn launch(&self, call: &Call, n: usize) -> Result<()> {
+        let weights = |piece: Option<crate::pack::Piece>| {
+            piece.map_or(0, |piece| self.sequence.weights.address() + (piece.at * size_of::<u32>()) as u64)
+        };
+        let (src, dst) = (self.address(call.src), self.address(call.dst));
+        let add = call.add.map_or(0, |add| self.address(add));
+        let [src_image, dst_image] = [call.src.stride, call.dst.stride].map(int);
+        let add_image = call.add.map_or(0, |add| int(add.stride));
+        let conv = |of: &crate::call::Convolution| args::Conv {
+            src,
+            add,
+            dst,
+            weights: weights(Some(of.weights)),
+            bias: weights(of.bias),
+            table: weights(Some(of.table)),
+            spans: weights(Some(of.spans)),
+            partial: if of.splits > 1 { self.partial.address() } else { 0 },
+            filters: int(of.geometry.filters / of.geometry.groups),
+            tiles: int(of.tiles),
+            splits: int(of.splits),
+            pixels: int(n * of.geometry.area()),
+            area: int(of.geometry.area()),
+            columns: int(of.geometry.results[1]),
+            height: int(of.geometry.extents[0]),
+            width: int(of.geometry.extents[1]),
+            stride: of.geometry.stride.map(int),
+            padding: of.geometry.padding.map(int),
+            src_image,
+            dst_image,
+            add_image,
+            src_group: int(of.src_group()),
+            relu: call.relu.into(),
+            images: int(n),
+        };
+        let [filters, pixels] = call.kernel.tile();
+        match &call.work {
+            Work::Conv(of) => {
+                let argument = conv(of);
+                let (all, groups) = (n * of.geometry.area(), of.geometry.groups);
+                let grid = [all.div_ceil(pixels), of.tiles, groups * of.splits];
+                self.kernel(call.kernel, &argument, grid, call.kernel.shared_bytes(0))?;
+                let Some(sum) = of.sum else { return Ok(()) };
+                let argument = args::Conv { tiles: int(groups), ..argument };
+                self.kernel(sum, &argument, [(all * of.geometry.filters).div_ceil(256), 1, 1], 0)
+            }
+            Work::Pair { basis, second, outputs, depth } => {
+                let argument = args::Pair {
+                    conv: conv(basis),
+                    second: weights(Some(*second)),
+                    outputs: int(*outputs),
+                    depth: int(*depth),
+                };
+                let grid = [(n * basis.geometry.area()).div_ceil(pixels), 1, 1];
+                self.kernel(call.kernel, &argument, grid, call.kernel.shared_bytes(*depth))
+            }
+            Work::Linear { weights: of, bias, inputs, outputs } => {
+                let argument = args::Linear {
+                    src,
+                    weights: weights(Some(*of)),
+                    bias: weights(*bias),
+                    dst,
+                    images: int(n),
+                    inputs: int(*inputs),
+                    outputs: int(*outputs),
+                    src_image,
+                    dst_image,
+                    relu: call.relu.into(),
+                };
+                self.kernel(call.kernel, &argument, [outputs.div_ceil(filters), n.div_ceil(pixels), 1], 0)
+            }
+            Work::Map { map, scale } => {
+                let argument = args::Map {
+                    src,
+                    add,
+                    dst,
+                    scale: weights(*scale),
+                    images: int(n),
+                    src_image,
+                    dst_image,
+                    add_image,
+                    relu: call.relu.into(),
+                    ..*map
+                };
+                let grid = match pixels {
+                    1 => n,
+                    threads => (n * call.dst_len()).div_ceil(threads),
+                };
+                self.kernel(call.kernel, &argument, [grid, 1, 1], call.kernel.shared_bytes(0))
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `cuda-check`: the CUDA backend without a GPU.
+
+use crate::run::{cargo, root, run};
+use anyhow::{Context as _, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const REQUIREMENTS: &str = "crates/cuda-check/requirements.txt";
+const TABLE: &str = "docs/runs/cuda/kernels.md";
+const STANDINS: &str = "crates/cuda/standin";
+
+/// Kernels and host code on stand-ins for the driver and the compiler, then machine code by the real compiler. `json` gets what was
+/// found; `write` writes the table of what kernels take anew.
+pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
+    let folder = root().join("target/cuda");
+    let found = json.map_or_else(|| Ok(folder.join("found.json")), std::path::absolute)?;
+    let standins = standins(&folder.join("standin"))?;
+    run(part(&standins).args(["standin".as_ref(), found.as_os_str()]))?;
+    match compiler(&folder.join("nvrtc"))? {
+        Some(libraries) => {
+            let mut cubins = part(&libraries);
+            cubins.args(["cubins".as_ref(), found.as_os_str()]).arg(root().join(TABLE));
+            run(cubins.args(write.then_some("--write")))?;
+        }
+        None => println!("skipped: machine code, as the packages of {REQUIREMENTS} cannot be had from PyPI"),
+    }
+    let text = std::fs::read_to_string(&found).with_context(|| found.display().to_string())?;
+    println!("{text}");
+    ensure!(text.contains(r#""failed":[]"#), "see above what failed");
+    Ok(())
+}
+
+/// The program that checks, with a folder of libraries that stand where those of CUDA would.
+fn part(libraries: &Path) -> Command {
+    let mut command = cargo(&["run", "--quiet", "--package", "cofilter-cuda-check", "--"]);
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let paths = std::iter::once(libraries.to_owned()).chain(std::env::split_paths(&others));
+    // An empty path would be the current folder.
+    let paths = std::env::join_paths(paths.filter(|path| !path.as_os_str().is_empty())).unwrap_or_default();
+    command.env("LD_LIBRARY_PATH", paths);
+    command
+}
+
+/// Builds the stand-ins.
+fn standins(folder: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let sources = root().join(STANDINS);
+    let flags = if cfg!(target_arch = "x86_64") { "-march=native" } else { "" };
+    for (source, library) in [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")] {
+        let mut build = Command::new(&compiler);
+        build.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]);
+        build.arg(format!("-DSTANDIN=\"{}\"", sources.display())).arg(format!("-DSTANDIN_FLAGS=\"{flags}\""));
+        build.arg(sources.join(source)).arg("-o").arg(folder.join(library)).arg("-ldl");
+        run(&mut build).context("the stand-ins need a C++ compiler (CXX, or c++)")?;
+    }
+    Ok(folder.to_owned())
+}
+
+/// The folder of NVRTC's libraries, from PyPI, kept; `None` if they cannot be had.
+fn compiler(folder: &Path) -> Result<Option<PathBuf>> {
+    let wanted =
+        std::fs::read_to_string(root().join(REQUIREMENTS)).with_context(|| REQUIREMENTS.to_owned())?;
+    let libraries = folder.join("nvidia/cu13/lib");
+    let installed = folder.join("installed.txt");
+    if std::fs::read_to_string(&installed).ok().as_deref() != Some(&wanted) {
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--upgrade",
+        ]);
+        pip.arg("--target").arg(folder).args(["-r", REQUIREMENTS]);
+        if run(pip.current_dir(root())).is_err() {
+            return Ok(None);
+        }
+        std::fs::write(&installed, wanted)?;
+    }
+    ensure!(libraries.is_dir(), "{}: the package has no such folder", libraries.display());
+    Ok(Some(libraries))
+}
