@@ -7,15 +7,17 @@ use std::process::Command;
 
 const REQUIREMENTS: &str = "crates/cuda-check/requirements.txt";
 const TABLE: &str = "docs/runs/cuda/kernels.md";
+const FLOORS: &str = "docs/runs/cuda/floors.md";
 const STANDINS: &str = "crates/cuda/standin";
 
 /// Kernels and host code on stand-ins for the driver and the compiler, then machine code by the real compiler. `json` gets what was
-/// found; `write` writes the table of what kernels take anew.
+/// found; `write` writes the tables of what kernels take, and of floors, anew.
 pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     let folder = root().join("target/cuda");
     let found = json.map_or_else(|| Ok(folder.join("found.json")), std::path::absolute)?;
     let standins = standins(&folder.join("standin"))?;
     run(part(&standins).args(["standin".as_ref(), found.as_os_str()]))?;
+    run(part(&standins).arg("floors").arg(root().join(FLOORS)).args(write.then_some("--write")))?;
     match compiler(&folder.join("nvrtc"))? {
         Some(libraries) => {
             let mut cubins = part(&libraries);

@@ -83,7 +83,7 @@ fn expect_error(model: &Model, cache: &Path) -> Result<String> {
 
 /// Compiles, runs two batches of different sizes, and measures. Logits are as they were after an error.
 fn run(model: &Model, cache: &Path) -> Result<(), Error> {
-    let plan = Plan::compile(model, &options(2, Math::F32, Pairs::Estimate, cache))?;
+    let plan = Plan::compile(model, &options(2, Math::F32, Pairs::Faster, cache))?;
     let mut session = plan.session();
     let images = Numbers::new(5).list(2 * plan.input_len());
     for n in [2, 1] {
@@ -98,7 +98,7 @@ fn run(model: &Model, cache: &Path) -> Result<(), Error> {
 
 /// The plan fits, its session does not; once there is memory the same session runs.
 fn memory(standin: &Standin, model: &Model, cache: &Path) -> Result<()> {
-    let plan = Plan::compile(model, &options(64, Math::F32, Pairs::Estimate, cache))?;
+    let plan = Plan::compile(model, &options(64, Math::F32, Pairs::Faster, cache))?;
     standin.set("memory", standin.get("memory")? + 1000)?;
     let mut session = plan.session();
     let images = Numbers::new(5).list(plan.input_len());
@@ -113,7 +113,7 @@ fn memory(standin: &Standin, model: &Model, cache: &Path) -> Result<()> {
 /// Every run after the one that failed says so too, and giving back works.
 fn lost(standin: &Standin, model: &Model, cache: &Path) -> Result<()> {
     {
-        let plan = Plan::compile(model, &options(1, Math::F32, Pairs::Estimate, cache))?;
+        let plan = Plan::compile(model, &options(1, Math::F32, Pairs::Faster, cache))?;
         let mut session = plan.session();
         let images = Numbers::new(5).list(plan.input_len());
         let mut logits = vec![0.0; plan.output_len()];

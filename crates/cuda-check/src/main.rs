@@ -4,6 +4,7 @@
 
 mod cubins;
 mod faults;
+mod floors;
 mod kernels;
 mod networks;
 mod numbers;
@@ -67,12 +68,15 @@ fn main() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (json, found) = match args.as_slice() {
         ["standin", json] => (json, on_standin()?),
+        ["floors", file, rest @ ..] if matches!(rest, [] | ["--write"]) => {
+            return floors::check(Path::new(file), !rest.is_empty());
+        }
         ["cubins", json, table, rest @ ..] if matches!(rest, [] | ["--write"]) => {
             let text = std::fs::read_to_string(json).with_context(|| (*json).to_owned())?;
             (json, machine_code(serde_json::from_str(&text)?, Path::new(table), !rest.is_empty()))
         }
         _ => bail!(
-            "expected `standin JSON` or `cubins JSON TABLE [--write]`; `cargo xtask cuda-check` starts this"
+            "expected `standin JSON`, `cubins JSON TABLE [--write]` or `floors FILE [--write]`; `cargo xtask cuda-check` starts this"
         ),
     };
     std::fs::write(json, serde_json::to_string(&found)?).with_context(|| (*json).to_owned())

@@ -15,36 +15,32 @@ const MOST_SPLITS: usize = 16;
 /// many as the device holds; parts have to be written and summed.
 #[must_use]
 pub fn convolution(about: &About, math: Math, geometry: &Geometry, batch: usize) -> Option<(Kernel, usize)> {
+    candidates(about, math, geometry, batch).into_iter().next()
+}
+
+/// All kernels and numbers of parts, that which is expected to take the least time first.
+pub(crate) fn candidates(
+    about: &About,
+    math: Math,
+    geometry: &Geometry,
+    batch: usize,
+) -> Vec<(Kernel, usize)> {
     let math = if math != Math::F32 && about.capability < 80 { Math::F32 } else { math };
-    let mut best: Option<(f64, Kernel, usize)> = None;
-    for kernel in Kernel::convolutions(math, geometry.is_pointwise()) {
-        let mut splits = 1;
-        while splits <= MOST_SPLITS {
-            let cost = cost(about, kernel, geometry, batch, splits);
-            if best.is_none_or(|(least, ..)| cost < least) {
-                best = Some((cost, kernel, splits));
-            }
-            splits *= 2;
-        }
-    }
-    best.map(|(_, kernel, splits)| (kernel, splits))
+    let splits = || {
+        std::iter::successors(Some(1), |splits| Some(2 * splits)).take_while(|splits| *splits <= MOST_SPLITS)
+    };
+    let kernels = Kernel::convolutions(math, geometry.is_pointwise());
+    let mut all: Vec<(Kernel, usize)> =
+        kernels.flat_map(|kernel| splits().map(move |splits| (kernel, splits))).collect();
+    let cost = |(kernel, splits): &(Kernel, usize)| cost(about, *kernel, geometry, batch, *splits);
+    all.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+    all
 }
 
 /// The kernel of a low-rank pair as one call, if it is expected to take less time than its two convolutions.
 #[must_use]
 pub fn pair(about: &About, math: Math, basis: &Geometry, outputs: usize, batch: usize) -> Option<Kernel> {
-    if math != Math::F32 || basis.groups != 1 {
-        return None;
-    }
-    let depth = basis.filters.next_multiple_of(64);
-    let combination = Geometry {
-        channels: basis.filters,
-        filters: outputs,
-        extents: basis.results,
-        ..Geometry::linear(basis.filters, outputs)
-    };
-    let combination = Geometry { results: basis.results, ..combination };
-    let apart: f64 = [basis, &combination]
+    let apart: f64 = [basis, &combination(basis, outputs)]
         .iter()
         .map(|of| {
             convolution(about, math, of, batch)
@@ -52,14 +48,32 @@ pub fn pair(about: &About, math: Math, basis: &Geometry, outputs: usize, batch: 
         })
         .sum();
     let together = |kernel: &Kernel| {
-        let [_, pixels] = kernel.tile();
+        let [filters, pixels] = kernel.tile();
         let blocks = (batch * basis.area()).div_ceil(pixels);
-        let each = pixels * depth * (basis.columns() + outputs.next_multiple_of(64));
-        waves(about, blocks) * each as f64 * penalty(kernel.tile())
+        let depth = basis.filters.next_multiple_of(filters);
+        let each = pixels * depth * (basis.columns() + outputs.next_multiple_of(filters));
+        let [src, dst] = [basis.channels * basis.extents[0] * basis.extents[1], outputs * basis.area()];
+        LAUNCH
+            + waves(about, blocks) * each as f64 * penalty(kernel.tile())
+            + traffic(about, (src + dst) * batch)
     };
-    let fits = |kernel: &Kernel| kernel.shared_bytes(depth) <= about.shared_memory;
-    let best = Kernel::pairs().filter(fits).min_by(|a, b| together(a).total_cmp(&together(b)))?;
+    let best =
+        pairs_that_fit(about, math, basis).into_iter().min_by(|a, b| together(a).total_cmp(&together(b)))?;
     (together(&best) < apart).then_some(best)
+}
+
+/// The kernels that can compute a pair with this basis as one call, that with the most pixels first. There is none on tensor cores.
+#[must_use]
+pub fn pairs_that_fit(about: &About, math: Math, basis: &Geometry) -> Vec<Kernel> {
+    let fits = |kernel: &Kernel| {
+        kernel.shared_bytes(basis.filters.next_multiple_of(kernel.tile()[0])) <= about.shared_memory
+    };
+    Kernel::pairs().filter(|kernel| math == Math::F32 && basis.groups == 1 && fits(kernel)).collect()
+}
+
+/// The 1x1 convolution behind a basis.
+pub(crate) fn combination(basis: &Geometry, outputs: usize) -> Geometry {
+    Geometry { extents: basis.results, results: basis.results, ..Geometry::linear(basis.filters, outputs) }
 }
 
 fn waves(about: &About, blocks: usize) -> f64 {
@@ -72,6 +86,16 @@ fn penalty([filters, pixels]: [usize; 2]) -> f64 {
     0.5 + 32.0 * (1.0 / filters as f64 + 1.0 / pixels as f64)
 }
 
+/// What a launch takes, some 2 us, in multiplications of a block.
+const LAUNCH: f64 = 2e5;
+/// What a multiprocessor takes to read or write an element, in multiplications of a block.
+const ACCESS: f64 = 16.0;
+
+/// Of reading and writing so many elements once.
+fn traffic(about: &About, elements: usize) -> f64 {
+    ACCESS * elements as f64 / about.multiprocessors as f64
+}
+
 /// In multiplications of a block.
 fn cost(about: &About, kernel: Kernel, geometry: &Geometry, batch: usize, splits: usize) -> f64 {
     let [filters, pixels] = kernel.tile();
@@ -80,15 +104,13 @@ fn cost(about: &About, kernel: Kernel, geometry: &Geometry, batch: usize, splits
     // Steps that fill and drain a block.
     let columns = geometry.columns().div_ceil(splits) + 2 * kernel.depth();
     let product = waves(about, blocks) * (filters * pixels * columns) as f64 * penalty([filters, pixels]);
+    let [src, dst] =
+        [geometry.channels * geometry.extents[0] * geometry.extents[1], geometry.filters * geometry.area()];
     let sum = match splits {
         1 => 0.0,
-        // A launch, and an element written and read for each part, at some multiplications each.
-        _ => {
-            2e5 + 64.0 * (splits * geometry.filters * geometry.area() * batch) as f64
-                / about.multiprocessors as f64
-        }
+        _ => LAUNCH + traffic(about, 2 * splits * dst * batch),
     };
-    product + sum
+    LAUNCH + product + traffic(about, (src + dst) * batch) + sum
 }
 
 #[cfg(test)]

@@ -158,10 +158,19 @@ fn check(api: &Compiler, what: &str, code: i32) -> Result<()> {
     Err(Error::Library { what: "NVRTC", reason: format!("{what}: {text} ({code})") })
 }
 
+/// The file of the times that were measured on a device with these kernels.
+pub(crate) fn times_name(about: &About) -> String {
+    let name: String = about.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    format!("times-{}-{name}.json", short_hash(&text()))
+}
+
 fn file_name(text: &str, capability: u32) -> String {
+    format!("kernels-{}-{capability}.cubin", short_hash(text))
+}
+
+fn short_hash(text: &str) -> String {
     let hash = Sha256::digest(text.as_bytes());
-    let short: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("kernels-{short}-{capability}.cubin")
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What was kept: the SHA-256 of the rest, and the rest. Nothing if it is not whole.
@@ -175,13 +184,17 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     whole.then(|| binary.to_vec())
 }
 
-/// Keeps a binary, all of it or nothing.
+/// Keeps a binary behind its hash.
 fn write(path: &Path, binary: &[u8]) -> std::io::Result<()> {
+    write_whole(path, &[Sha256::digest(binary).as_slice(), binary].concat())
+}
+
+/// Writes a file, all of it or nothing.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(Sha256::digest(binary).as_slice())?;
-    file.write_all(binary)?;
+    file.write_all(bytes)?;
     file.persist(path)?;
     Ok(())
 }

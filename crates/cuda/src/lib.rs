@@ -20,6 +20,7 @@ mod module;
 mod pack;
 mod sequence;
 mod stream;
+mod tune;
 
 pub use call::{Builder, Elementwise, Flow, Made, Place, Region, Window};
 pub use device::{About, Device};
@@ -27,6 +28,7 @@ pub use error::{Error, Result};
 pub use kernel::{Kernel, Math};
 pub use pack::{Geometry, PackedConv};
 pub use sequence::{Sequence, Session};
+pub use tune::Tuner;
 
 /// Bytes of the struct that a kernel takes, as the host has it.
 #[must_use]

@@ -9,7 +9,7 @@ mod units;
 use crate::backend::{Executable, Memory, State, StepInfo};
 use crate::{Error, Options, Program, Result};
 pub use cofilter_cuda::{About, Device, Error as DeviceError, Math};
-use cofilter_cuda::{Sequence, Session, compile};
+use cofilter_cuda::{Sequence, Session, Tuner, compile};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,19 +21,22 @@ pub struct Settings {
     /// How convolutions, and fully connected layers of large batches, multiply. [`Math::error`] says what each product may lose; a
     /// device without such tensor cores uses [`Math::F32`].
     pub math: Math,
-    /// Whether low-rank pairs may be one call with their middle in shared memory: always where it fits, never, or where it is
-    /// expected to take less time.
+    /// Whether low-rank pairs may be one call with their middle in shared memory.
     pub pairs: Pairs,
-    /// Where machine code is kept from one start to the next; it is compiled at every start without.
+    /// Whether the kernels of convolutions and pairs are chosen by their times on this device, which are measured when a layer is
+    /// compiled there for the first time and kept in the `cache`; else by an estimate. Results of different kernels differ in
+    /// their rounding.
+    pub measure: bool,
+    /// Where machine code and times are kept from one start to the next; both are made at every start without.
     pub cache: Option<PathBuf>,
 }
 
 /// When a low-rank pair is one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pairs {
-    /// Where it is expected to take less time.
+    /// Where it takes less time, by an estimate or measured.
     #[default]
-    Estimate,
+    Faster,
     /// Wherever its middle fits into shared memory.
     Always,
     /// Never.
@@ -42,7 +45,13 @@ pub enum Pairs {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { device: 0, math: Math::F32, pairs: Pairs::default(), cache: compile::default_cache() }
+        Self {
+            device: 0,
+            math: Math::F32,
+            pairs: Pairs::default(),
+            measure: false,
+            cache: compile::default_cache(),
+        }
     }
 }
 
@@ -55,8 +64,13 @@ pub(crate) struct Executor {
 impl Executor {
     pub(crate) fn new(program: &Program, options: &Options) -> Result<Self> {
         let device = Device::open(options.cuda.device)?;
-        let calls::Calls { builder, output, infos } = calls::calls(program, options, device.about())?;
         let cache = options.cuda.cache.as_deref();
+        let mut tuner = options.cuda.measure.then(|| Tuner::new(&device, cache));
+        let calls::Calls { builder, output, infos } =
+            calls::calls(program, options, device.about(), tuner.as_mut())?;
+        if let Some(tuner) = &mut tuner {
+            tuner.save();
+        }
         let sequence = Sequence::new(&device, builder, output, options.batch, cache)?;
         Ok(Self { sequence: Arc::new(sequence), infos })
     }

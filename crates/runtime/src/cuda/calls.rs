@@ -1,10 +1,12 @@
 //! Steps as calls.
 
-use super::Pairs;
 use super::units::{Layout, Unit, units};
+use super::{Pairs, Settings};
 use crate::backend::StepInfo;
 use crate::{Error, Options, Program, Result, Step, Value};
-use cofilter_cuda::{About, Builder, Elementwise, Flow, Geometry, Kernel, Made, Math, Place, Window, choose};
+use cofilter_cuda::{
+    About, Builder, Elementwise, Flow, Geometry, Kernel, Made, Math, Place, Tuner, Window, choose,
+};
 use cofilter_graph::{Conv2d, LrnRegion, Op, PoolKind, Shape};
 use cofilter_kernels::blocked::Storage;
 
@@ -18,25 +20,56 @@ pub(super) struct Calls {
 /// Batches from which a fully connected layer is a product like a convolution's.
 const LARGE_BATCH: usize = 32;
 
-pub(super) fn calls(program: &Program, options: &Options, about: &About) -> Result<Calls> {
+pub(super) fn calls(
+    program: &Program,
+    options: &Options,
+    about: &About,
+    tuner: Option<&mut Tuner>,
+) -> Result<Calls> {
     check(program, options)?;
-    let (math, batch) = (options.cuda.math, options.batch);
-    let fuse = |first: &Step, second: &Step| {
-        let Some(basis) = geometry(first) else { return false };
-        let outputs = second.result.shape.channels();
-        match options.cuda.pairs {
-            Pairs::Never => false,
-            Pairs::Always => any_pair(about, &basis).is_some(),
-            Pairs::Estimate => choose::pair(about, math, &basis, outputs, batch).is_some(),
-        }
-    };
-    let units = units(program, fuse);
+    let Options { batch, cuda: Settings { math, pairs, .. }, .. } = *options;
+    let mut choice = Choice { about: about.clone(), math, pairs, batch, tuner };
+    let units = units(program, |first, second| {
+        let basis = geometry(first).expect("a pair begins with a convolution");
+        Ok(choice.pair(&basis, second.result.shape.channels())?.is_some())
+    })?;
     let layout = Layout::new(program, &units, batch);
     let builder = Builder::new(about, program.input().elements(), layout.arena_len);
     let output = layout.place(program.output().id);
-    let mut lowering = Lowering { program, options, layout, builder, infos: Vec::new() };
+    let mut lowering = Lowering { program, options, choice, layout, builder, infos: Vec::new() };
     units.iter().try_for_each(|unit| lowering.unit(*unit))?;
     Ok(Calls { builder: lowering.builder, output, infos: lowering.infos })
+}
+
+/// How kernels are chosen.
+struct Choice<'a> {
+    about: About,
+    math: Math,
+    pairs: Pairs,
+    batch: usize,
+    tuner: Option<&'a mut Tuner>,
+}
+
+impl Choice<'_> {
+    fn convolution(&mut self, of: &Geometry) -> Result<(Kernel, usize)> {
+        let chosen = match &mut self.tuner {
+            Some(tuner) => {
+                tuner.convolution(self.math, of, self.batch)?.map(|(kernel, splits, _)| (kernel, splits))
+            }
+            None => choose::convolution(&self.about, self.math, of, self.batch),
+        };
+        Ok(chosen.expect("there are convolutions for every kind of arithmetic"))
+    }
+
+    /// The kernel of a pair that is to be one call.
+    fn pair(&mut self, basis: &Geometry, outputs: usize) -> Result<Option<Kernel>> {
+        Ok(match (self.pairs, &mut self.tuner) {
+            (Pairs::Never, _) => None,
+            (Pairs::Always, _) => choose::pairs_that_fit(&self.about, self.math, basis).first().copied(),
+            (Pairs::Faster, Some(tuner)) => tuner.pair(self.math, basis, outputs, self.batch)?,
+            (Pairs::Faster, None) => choose::pair(&self.about, self.math, basis, outputs, self.batch),
+        })
+    }
 }
 
 /// Refuses weights that half precision cannot hold.
@@ -57,12 +90,6 @@ fn check(program: &Program, options: &Options) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The pair's kernel with the most pixels whose middle fits.
-fn any_pair(about: &About, basis: &Geometry) -> Option<Kernel> {
-    let depth = basis.filters.next_multiple_of(64);
-    Kernel::pairs().find(|kernel| kernel.shared_bytes(depth) <= about.shared_memory)
 }
 
 fn geometry(step: &Step) -> Option<Geometry> {
@@ -89,6 +116,7 @@ fn extents(shape: Shape) -> [usize; 3] {
 struct Lowering<'a> {
     program: &'a Program,
     options: &'a Options,
+    choice: Choice<'a>,
     layout: Layout,
     builder: Builder,
     infos: Vec<StepInfo>,
@@ -131,9 +159,7 @@ impl Lowering<'_> {
     fn pair(&mut self, first: &Step, second: &Step) -> Result<()> {
         let basis = geometry(first).expect("a pair begins with a convolution");
         let outputs = second.result.shape.channels();
-        let (about, cuda) = (self.builder.about(), &self.options.cuda);
-        let chosen = choose::pair(about, cuda.math, &basis, outputs, self.options.batch);
-        let kernel = chosen.or_else(|| any_pair(about, &basis)).expect("`units` asked for it");
+        let kernel = self.choice.pair(&basis, outputs)?.expect("`units` asked the same");
         let flow = self.flow(first.operands[0], second);
         let bias = second.tensors.get(1).map_or(&[][..], |bias| bias.data());
         let tensors = [first.tensors[0].data(), second.tensors[0].data(), bias];
@@ -177,9 +203,7 @@ impl Lowering<'_> {
     }
 
     fn convolution(&mut self, geometry: &Geometry, step: &Step) -> Result<Made> {
-        let (math, batch) = (self.options.cuda.math, self.options.batch);
-        let chosen = choose::convolution(self.builder.about(), math, geometry, batch);
-        let chosen = chosen.expect("there are convolutions for every kind of arithmetic");
+        let chosen = self.choice.convolution(geometry)?;
         let bias = step.tensors.get(1).map_or(&[][..], |bias| bias.data());
         let flow = self.flow(step.operands[0], step);
         Ok(self.builder.conv(chosen, geometry, [step.tensors[0].data(), bias], &flow)?)

@@ -1,7 +1,7 @@
 //! What is one call, and where values lie.
 
 use crate::arena::{self, Lifetime};
-use crate::{Program, Step};
+use crate::{Program, Result, Step};
 use cofilter_cuda::{Place, Region};
 use cofilter_graph::{Conv2d, Op};
 
@@ -30,25 +30,26 @@ impl Unit {
 }
 
 /// The units of a program in order, where `fuse` says of two convolutions whether they are to be one call.
-pub(super) fn units(program: &Program, fuse: impl Fn(&Step, &Step) -> bool) -> Vec<Unit> {
+pub(super) fn units(
+    program: &Program,
+    mut fuse: impl FnMut(&Step, &Step) -> Result<bool>,
+) -> Result<Vec<Unit>> {
     let steps = program.steps();
     let readers = readers(program);
     let mut partner = vec![None; steps.len()];
     for (second, step) in steps.iter().enumerate() {
         let Some(first) = step.operands[0].id.checked_sub(1) else { continue };
         let sole = readers[first + 1] == 1 && program.output().id != first + 1;
-        if sole && is_pair(&steps[first], step) && partner[first].is_none() && fuse(&steps[first], step) {
+        if sole && is_pair(&steps[first], step) && partner[first].is_none() && fuse(&steps[first], step)? {
             partner[first] = Some(second);
         }
     }
     let single = |i: usize| partner[i].is_none();
-    (0..steps.len())
-        .filter(|i| single(*i))
-        .map(|i| match partner.iter().position(|of| *of == Some(i)) {
-            Some(first) => Unit::Pair(first, i),
-            None => Unit::Single(i),
-        })
-        .collect()
+    let unit = |i: usize| match partner.iter().position(|of| *of == Some(i)) {
+        Some(first) => Unit::Pair(first, i),
+        None => Unit::Single(i),
+    };
+    Ok((0..steps.len()).filter(|i| single(*i)).map(unit).collect())
 }
 
 /// How often each value is read.
