@@ -85,3 +85,39 @@ fn compiler(folder: &Path) -> Result<Option<PathBuf>> {
     ensure!(libraries.is_dir(), "{}: the package has no such folder", libraries.display());
     Ok(Some(libraries))
 }
+
+/// Says a version, and writes empty files where nvcc would write code.
+const NVCC: &str = r#"#!/bin/sh
+case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.48"; exit 0;; esac
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -o|--output-file) : > "$2"; shift;;
+    --output-directory) folder=$2; shift;;
+    *.cu) source=$1;;
+  esac
+  shift
+done
+[ -z "$folder" ] || [ -z "$source" ] || : > "$folder/$(basename "$source" .cu).ptx"
+"#;
+
+/// Type-checks training and experiments with candle's `cuda`, whose kernels are not compiled: a stand-in takes the place of nvcc.
+pub(crate) fn check_training() -> Result<()> {
+    let folder = root().join("target/cuda/nvcc");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let nvcc = folder.join("nvcc");
+    std::fs::write(&nvcc, NVCC).with_context(|| nvcc.display().to_string())?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&nvcc, std::fs::Permissions::from_mode(0o755))?;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(folder.clone()).chain(std::env::split_paths(&path)))?;
+    let target = root().join("target/cuda/check");
+    let mut check =
+        cargo(&["check", "--quiet", "--package", "cofilter-train", "--package", "cofilter-repro"]);
+    check.args(["--features", "cofilter-train/cuda,cofilter-repro/cuda"]);
+    check.env("PATH", path).env("NVCC", &nvcc).env("CUDA_HOME", &folder).env("CARGO_TARGET_DIR", target);
+    // The architecture, which nobody can ask a device for, and the newest toolkit that cudarc and the stand-in agree on.
+    run(check.env("CUDA_COMPUTE_CAP", "80").env("CUDARC_CUDA_VERSION", "13000"))
+}

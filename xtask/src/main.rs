@@ -23,6 +23,7 @@ cargo xtask COMMAND
   arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
   cuda-check [--json FILE] [--write] the CUDA backend without a GPU: kernels and host code on a processor, machine code by NVRTC
                                     (--write: write the table of registers anew)
+  cuda-train                        type-check training with candle's CUDA, without CUDA
   interop [--python FILE]           networks to and from PyTorch, torchvision, ONNX Runtime and OpenVINO, which are set up in
                                     target/interop (or those of another Python)
   tidy                              line budgets, fixture hashes, and what no compiler checks
@@ -63,6 +64,7 @@ fn dispatch(args: &[String]) -> Result<()> {
             ["--json", file] => cuda::check(Some(file), false),
             _ => bail!("cuda-check: expected --json FILE or --write, found `{}`", rest.join(" ")),
         },
+        ("cuda-train", []) => cuda::check_training(),
         ("interop", []) => interop::interop(None),
         ("interop", ["--python", python]) => interop::interop(Some(python)),
         ("tidy", []) => tidy::tidy(),

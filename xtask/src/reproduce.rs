@@ -36,7 +36,12 @@ fn hand_over(command: &str, args: &[String]) -> Result<()> {
     // In the folder of the caller, so that paths mean what they say there.
     program
         .args(["run", "--quiet", "--release", "--package", "cofilter-repro", "--manifest-path"])
-        .arg(manifest)
+        .arg(manifest);
+    // Training there is candle's, which is built with nvcc.
+    if command == "reproduce" && args.join(" ").replace('=', " ").contains("--device cuda") {
+        program.args(["--features", "cuda"]);
+    }
+    program
         .args(["--", command])
         .args(args)
         .env("COFILTER_ROOT", root())

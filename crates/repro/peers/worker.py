@@ -1,6 +1,7 @@
 """One engine as a process: reads commands as JSON lines, answers each with one line.
 
-    python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last | numpy
+    python worker.py ENGINE THREADS        ENGINE: onnxruntime | openvino | torch | torch-channels-last | numpy, or
+                                           onnxruntime-cuda | torch-cuda | torch-cuda-tf32, images and logits on the host
 
 {"load": ARTIFACT, "images": FILE, "batch": N, "logits": FILE}  compiles the network, runs it once, writes the result
 {"write": ONNX, "from": ARTIFACT}                               the network as ONNX, for one image
@@ -103,7 +104,13 @@ def torch_run(path, images):
     torch.set_grad_enabled(False)
     forward, tensors, place = torch_network(path)
     x = place(images)
-    return lambda: forward(x, tensors).numpy()
+    if not ENGINE.startswith("torch-cuda"):
+        return lambda: forward(x, tensors).numpy()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = ENGINE == "torch-cuda-tf32"
+    torch.backends.cudnn.benchmark = True
+    tensors = {key: tensor.cuda() for key, tensor in tensors.items()}
+    x = x.pin_memory()
+    return lambda: forward(x.cuda(non_blocking=True), tensors).cpu().numpy()
 
 
 def torch_network(path):
@@ -242,13 +249,16 @@ def load(path, images, batch):
     """A function that runs the network once."""
     nodes = network(path)[0]
     x = np.fromfile(images, np.float32).reshape([batch] + extents(nodes[0]["shape"]))
-    if ENGINE == "onnxruntime":
+    if ENGINE in ("onnxruntime", "onnxruntime-cuda"):
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(to_onnx(path, batch), options, providers=["CPUExecutionProvider"])
+        provider = "CUDAExecutionProvider" if ENGINE == "onnxruntime-cuda" else "CPUExecutionProvider"
+        session = onnxruntime.InferenceSession(to_onnx(path, batch), options, providers=[(provider, {"use_tf32": "0"}) if "CUDA" in provider else provider])
+        if session.get_providers()[0] != provider:
+            raise RuntimeError(f"no {provider} here")
         bound = session.io_binding()
         bound.bind_cpu_input(nodes[0]["name"], x)
         bound.bind_output(session.get_outputs()[0].name)

@@ -43,6 +43,9 @@ impl Experiment {
 pub enum DeviceKind {
     /// The processor.
     Cpu,
+    /// The first CUDA device, in a program that was built with feature `cuda` (as `cargo xtask reproduce --device cuda` does).
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 /// Options of `reproduce`.
@@ -169,10 +172,27 @@ impl Options {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
-    /// Folder of stages and report.
+    /// Folder of stages and report. What was trained on a CUDA device has one of its own.
     #[must_use]
     pub fn folder(&self) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| root().join("target/reproduce").join(self.experiment.name()))
+        let name = match self.device {
+            DeviceKind::Cpu => self.experiment.name().to_owned(),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => format!("{}-cuda", self.experiment.name()),
+        };
+        self.out.clone().unwrap_or_else(|| root().join("target/reproduce").join(name))
+    }
+
+    /// Where tensors live while training.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn tensor_device(&self) -> Result<candle_core::Device> {
+        match self.device {
+            DeviceKind::Cpu => Ok(candle_core::Device::Cpu),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Ok(candle_core::Device::new_cuda(0)?),
+        }
     }
 
     /// The command as typed, for the report.

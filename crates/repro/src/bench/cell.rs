@@ -159,10 +159,32 @@ fn measure(
         }
         ensure!(cell.max_error <= TOLERANCE, "differs from the reference by {:e}", cell.max_error);
     }
-    let ready = load(subject, &images, &logits, workers, &mut cell)?;
+    let ready = load(subject, &images, &logits, workers, &mut cell.failures, batch)?;
+    for (_, error) in &ready {
+        cell.max_error = cell.max_error.max(*error);
+    }
+    // One engine that differs is its problem; if all do, it is ours.
+    ensure!(workers.is_empty() || !ready.is_empty(), "no engine gives what we give: {:?}", cell.failures);
+    let ready: Vec<usize> = ready.into_iter().map(|(worker, _)| worker).collect();
+    let mut times = rounds(&mut ours, workers, &ready, &images, &mut logits, options.seconds())?;
+    cell.direct = times.remove(DIRECT).map(summary);
+    cell.whole = times.remove(WHOLE).map(summary);
+    cell.engines = times.into_iter().map(|(name, ms)| (name, summary(ms))).collect();
+    Ok(cell)
+}
+
+/// Times our sessions and the workers that are ready, each in its turn, round by round.
+pub(super) fn rounds(
+    ours: &mut [(&str, Session)],
+    workers: &mut [Worker],
+    ready: &[usize],
+    images: &[f32],
+    logits: &mut [f32],
+    seconds: f64,
+) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     // A turn of each is as long, so that each is disturbed alike; the first round tells how many runs that is.
-    let turn_ms = options.seconds() * 1e3 / ROUNDS as f64;
+    let turn_ms = seconds * 1e3 / ROUNDS as f64;
     let mut turns: BTreeMap<String, Turn> = BTreeMap::new();
     let start = Instant::now();
     for round in 0..=ROUNDS {
@@ -175,7 +197,7 @@ fn measure(
             let turn = |name: &str| turns.get(name).copied().unwrap_or(Turn { runs: 1, settle: true });
             let (name, ms) = if let Some(which) = who.checked_sub(ready.len()) {
                 let (name, session) = &mut ours[which];
-                ((*name).to_owned(), time(session, &images, &mut logits, turn(name))?)
+                ((*name).to_owned(), time(session, images, logits, turn(name))?)
             } else {
                 let worker = &mut workers[ready[who]];
                 let Turn { runs, settle } = turn(&worker.name);
@@ -190,10 +212,7 @@ fn measure(
             }
         }
     }
-    cell.direct = times.remove(DIRECT).map(summary);
-    cell.whole = times.remove(WHOLE).map(summary);
-    cell.engines = times.into_iter().map(|(name, ms)| (name, summary(ms))).collect();
-    Ok(cell)
+    Ok(times)
 }
 
 /// Rounds of a cell.
@@ -233,46 +252,43 @@ fn tuned(subject: &Subject, options: &PlanOptions) -> Result<Session> {
     Ok(Plan::compile(&subject.model, &options)?.session())
 }
 
-fn summary(mut ms: Vec<f64>) -> Times {
+pub(super) fn summary(mut ms: Vec<f64>) -> Times {
     ms.sort_by(f64::total_cmp);
     let rank = |percent: usize| ms[(ms.len() * percent).div_ceil(100).max(1) - 1];
     Times { p50_ms: rank(50), p90_ms: rank(90) }
 }
 
-/// Lets every engine compile the network and compares its result with ours; the indices of those that agree.
-fn load(
+/// Lets every engine compile the network and compares its result with ours; the indices of those that agree, and by how much they differ.
+pub(super) fn load(
     subject: &Subject,
     images: &[f32],
     logits: &[f32],
     workers: &mut [Worker],
-    cell: &mut Cell,
-) -> Result<Vec<usize>> {
+    failures: &mut BTreeMap<String, String>,
+    batch: usize,
+) -> Result<Vec<(usize, f64)>> {
     let mut ready = Vec::new();
     if workers.is_empty() {
         return Ok(ready);
     }
     let folder = crate::options::root().join("target/peers");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let model = folder.join("model.safetensors");
     Artifact::new(subject.model.clone()).save(&model)?;
     let input = folder.join("images.f32");
     std::fs::write(&input, images.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
     for (index, worker) in workers.iter_mut().enumerate() {
-        let loaded = worker.load(&model, &input, cell.batch, &folder.join("logits.f32"));
+        let loaded = worker.load(&model, &input, batch, &folder.join("logits.f32"));
         match loaded.and_then(|found| difference(&found, logits)) {
-            Ok(error) if error <= TOLERANCE => {
-                cell.max_error = cell.max_error.max(error);
-                ready.push(index);
-            }
+            Ok(error) if error <= TOLERANCE => ready.push((index, error)),
             Ok(error) => {
-                cell.failures.insert(worker.name.clone(), format!("its result differs by {error:.1e}"));
+                failures.insert(worker.name.clone(), format!("its result differs by {error:.1e}"));
             }
             Err(error) => {
-                cell.failures.insert(worker.name.clone(), format!("{error:#}"));
+                failures.insert(worker.name.clone(), format!("{error:#}"));
             }
         }
     }
-    // One engine that differs is its problem; if all do, it is ours.
-    ensure!(!ready.is_empty(), "no engine gives what we give: {:?}", cell.failures);
     Ok(ready)
 }
 

@@ -2,6 +2,7 @@
 //! checked.
 
 mod cell;
+mod cuda;
 mod decompose;
 mod embed;
 mod gain;
@@ -77,6 +78,18 @@ pub struct Options {
     /// Python environment with the engines, instead of one that is set up in `target/peers`
     #[arg(long)]
     venv: Option<PathBuf>,
+    /// Where networks run; for `peers`
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Device,
+}
+
+/// Where networks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Device {
+    /// The processor.
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
 }
 
 impl Options {
@@ -122,6 +135,7 @@ impl Options {
         let given = [
             ("--batch", !self.batch.is_empty()),
             ("--budget", self.budget.is_some()),
+            ("--device", self.device == Device::Cuda),
             ("--form", self.form.is_some()),
             ("--fresh", self.fresh),
             ("--json", self.json.is_some()),
@@ -180,17 +194,22 @@ fn folder() -> Result<PathBuf> {
 /// For options that make no sense, a network that cannot be compiled, or an engine that gives another result.
 pub fn run(bench: &Bench) -> Result<()> {
     let (options, vain): (&Options, &[&str]) = match bench {
-        Bench::Layers(options) => (options, &["--fresh", "--json", "--venv", "--write"]),
+        Bench::Layers(options) => (options, &["--device", "--fresh", "--json", "--venv", "--write"]),
         Bench::Decompose(options) => {
-            (options, &["--batch", "--budget", "--form", "--fresh", "--model", "--threads"])
+            (options, &["--device", "--batch", "--budget", "--form", "--fresh", "--model", "--threads"])
         }
-        Bench::Embed(options) => (options, &["--batch", "--budget", "--fresh", "--json", "--quick"]),
-        Bench::Gain(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
-        Bench::Nets(options) => (options, &["--venv", "--write"]),
+        Bench::Embed(options) => {
+            (options, &["--device", "--batch", "--budget", "--fresh", "--json", "--quick"])
+        }
+        Bench::Gain(options) => (options, &["--device", "--form", "--fresh", "--model", "--venv"]),
+        Bench::Nets(options) => (options, &["--device", "--venv", "--write"]),
+        Bench::Peers(options) if options.device == Device::Cuda => (options, &["--threads", "--fresh"]),
         Bench::Peers(options) => (options, &[]),
-        Bench::Sparse(options) => (options, &["--form", "--fresh", "--model", "--venv"]),
-        Bench::Train(options) => (options, &["--batch", "--budget", "--form", "--fresh", "--model"]),
-        Bench::Tune(options) => (options, &["--budget", "--json", "--venv", "--write"]),
+        Bench::Sparse(options) => (options, &["--device", "--form", "--fresh", "--model", "--venv"]),
+        Bench::Train(options) => {
+            (options, &["--device", "--batch", "--budget", "--form", "--fresh", "--model"])
+        }
+        Bench::Tune(options) => (options, &["--device", "--budget", "--json", "--venv", "--write"]),
     };
     options.check()?;
     options.refuse(vain)?;
@@ -200,6 +219,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Embed(options) => embed::run(options),
         Bench::Gain(options) => gain::run(options),
         Bench::Nets(options) => cell::run(options, false),
+        Bench::Peers(options) if options.device == Device::Cuda => cuda::run(options),
         Bench::Peers(options) => cell::run(options, true),
         Bench::Sparse(options) => sparse::run(options),
         Bench::Train(options) => train::run(options),

@@ -10,19 +10,33 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Versions of the engines.
 const REQUIREMENTS: &str = include_str!("../../peers/requirements.txt");
+/// Of those that run on CUDA.
+const REQUIREMENTS_CUDA: &str = include_str!("../../peers/requirements-cuda.txt");
 const WORKER: &str = include_str!("../../peers/worker.py");
 
 /// The engines, by the name that tables give them.
 pub(super) const ENGINES: [&str; 4] = ["onnxruntime", "openvino", "torch", "torch-channels-last"];
 
+/// Engines on a CUDA device.
+pub(super) const CUDA_ENGINES: [&str; 3] = ["onnxruntime-cuda", "torch-cuda", "torch-cuda-tf32"];
+
 /// Python and the worker's text in a folder of ours; sets up the environment if it is not there.
 pub(super) fn set_up(venv: Option<&Path>) -> Result<Kit> {
-    let folder = crate::options::root().join("target/peers");
+    environment("target/peers", REQUIREMENTS, venv)
+}
+
+/// The same for the engines on CUDA.
+pub(super) fn set_up_cuda(venv: Option<&Path>) -> Result<Kit> {
+    environment("target/peers-cuda", REQUIREMENTS_CUDA, venv)
+}
+
+fn environment(folder: &str, wanted: &str, venv: Option<&Path>) -> Result<Kit> {
+    let folder = crate::options::root().join(folder);
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let script = folder.join("worker.py");
     std::fs::write(&script, WORKER).with_context(|| script.display().to_string())?;
     let requirements = folder.join("requirements.txt");
-    std::fs::write(&requirements, REQUIREMENTS)?;
+    std::fs::write(&requirements, wanted)?;
     if let Some(venv) = venv {
         let python = venv.join("bin/python");
         ensure!(python.exists(), "--venv {}: no bin/python there", venv.display());
@@ -30,7 +44,7 @@ pub(super) fn set_up(venv: Option<&Path>) -> Result<Kit> {
     }
     let venv = folder.join("venv");
     let python = venv.join("bin/python");
-    let digest: String = Sha256::digest(REQUIREMENTS).iter().map(|b| format!("{b:02x}")).collect();
+    let digest: String = Sha256::digest(wanted).iter().map(|b| format!("{b:02x}")).collect();
     let marker = folder.join("installed");
     if std::fs::read_to_string(&marker).ok().as_deref() != Some(digest.as_str()) {
         eprintln!("setting up the engines in {} (some minutes, once)", venv.display());

@@ -108,7 +108,7 @@ fn measure(pipeline: &Pipeline<'_>, subject: &Subject) -> Result<f64> {
         train: &pipeline.data.train,
         test: None,
         preprocessing: pipeline.preprocessing,
-        device: candle_core::Device::Cpu,
+        device: pipeline.options.tensor_device()?,
         folder: None,
         stop: Some(&pipeline.options.stop),
         masks: None,
