@@ -54,7 +54,7 @@ macro_rules! library {
 
 library! {
     /// `libcuda`, which comes with the driver. All of it is there since CUDA 11.4.
-    Driver, "the CUDA driver", &["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
+    Driver, "the CUDA driver", if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     init = "cuInit": fn(c_uint) -> c_int;
     device_count = "cuDeviceGetCount": fn(*mut c_int) -> c_int;
     device_get = "cuDeviceGet": fn(*mut c_int, c_int) -> c_int;
@@ -95,9 +95,11 @@ library! {
 
 library! {
     /// The compiler of CUDA C++, which comes with the toolkit or alone. All of it is there since CUDA 11.2.
-    Compiler, "NVRTC", &[
-        "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll",
-    ];
+    Compiler, "NVRTC", if cfg!(windows) {
+        &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
+    } else {
+        &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
+    };
     error_text = "nvrtcGetErrorString": fn(c_int) -> *const c_char;
     create = "nvrtcCreateProgram": fn(
         *mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char,
@@ -119,7 +121,10 @@ fn open(what: &'static str, path: Option<&Path>, names: &[&str]) -> Result<Libra
         // SAFETY: the initialisers of these libraries are made to be run by any program that loads them.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(library),
-            Err(error) => said.push(error.to_string()),
+            Err(error) => said.push(match std::error::Error::source(&error) {
+                Some(source) => source.to_string(),
+                None => format!("{}: {error}", name.display()),
+            }),
         }
     }
     Err(Error::Library { what, reason: format!("not found ({})", said.join("; ")) })
