@@ -43,6 +43,17 @@ fn part(libraries: &Path) -> Command {
     command
 }
 
+/// Lets a program find NVRTC from PyPI behind what the system has.
+pub(crate) fn add_compiler(program: &mut Command) -> Result<()> {
+    if let Some(libraries) = compiler(&root().join("target/cuda/nvrtc"))? {
+        let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+        let paths =
+            std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()).chain([libraries]);
+        program.env("LD_LIBRARY_PATH", std::env::join_paths(paths)?);
+    }
+    Ok(())
+}
+
 /// Builds the stand-ins.
 fn standins(folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

@@ -1,5 +1,6 @@
 //! `reproduce` and `data`: build the experiments' program and hand over.
 
+use crate::cuda;
 use crate::run::{line, output, root};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
@@ -37,9 +38,14 @@ fn hand_over(command: &str, args: &[String]) -> Result<()> {
     program
         .args(["run", "--quiet", "--release", "--package", "cofilter-repro", "--manifest-path"])
         .arg(manifest);
-    // Training there is candle's, which is built with nvcc.
-    if command == "reproduce" && args.join(" ").replace('=', " ").contains("--device cuda") {
+    let on_cuda = args.join(" ").replace('=', " ").contains("--device cuda");
+    if on_cuda && command == "reproduce" {
+        // Training there is candle's, which is built with nvcc.
         program.args(["--features", "cuda"]);
+    }
+    if on_cuda && command == "bench" {
+        // A compiler for our kernels, where the system has none.
+        cuda::add_compiler(&mut program)?;
     }
     program
         .args(["--", command])

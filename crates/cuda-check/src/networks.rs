@@ -3,7 +3,7 @@
 use crate::numbers::Numbers;
 use crate::standin::Standin;
 use anyhow::{Context as _, Result, ensure};
-use cofilter_graph::{Array, Graph, Init, Model, Role, Shape};
+use cofilter_graph::{Array, Conv2d, Graph, Init, Model, Role, Shape};
 use cofilter_lowrank as lowrank;
 use cofilter_runtime::cuda::{Math, Pairs, Settings};
 use cofilter_runtime::{BackendKind, Options, Plan, reference};
@@ -54,15 +54,27 @@ pub(crate) fn check(standin: &Standin, cache: &Path, about: &mut dyn FnMut(Strin
             // Fully connected layers as products.
             variants.push(("a large batch", dense, Math::F32, Pairs::Faster, 40));
         }
+        // What the reference gives for the first image, by model: it takes longer than all else.
+        let mut known: Vec<(Model, Vec<f64>)> = Vec::new();
         for (what, model, math, pairs, batch) in variants {
             let context = || format!("{name}, {what}");
-            let error = compare(&model, math, pairs, batch, cache).with_context(context)?;
+            let of = known.iter().position(|(of, _)| of.params() == model.params());
+            let of = match of {
+                Some(of) => of,
+                None => {
+                    known.push((model.clone(), expected(&model)?));
+                    known.len() - 1
+                }
+            };
+            let error = compare(&model, &known[of].1, math, pairs, batch, cache).with_context(context)?;
             about(format!("{name}, {what}: relative error {error:.1e}"));
             compared += 1;
         }
     }
     measured(standin, cache).context("kernels chosen by their times")?;
+    chain(cache).context("convolutions one after the other")?;
     concurrent(cache).context("concurrent sessions")?;
+    ensure!(standin.get("races")? == 0, "memory of the host was given back while a copy was under way");
     ensure!(standin.get("live")? == 0, "{} things of the driver are left", standin.get("live")?);
     Ok(compared)
 }
@@ -91,8 +103,21 @@ pub(crate) fn model(graph: Graph) -> Result<Model> {
     Ok(model.with_params(params)?)
 }
 
-/// Error of the first and the last image relative to the largest result; fewer images and a second run give the same bits.
-fn compare(model: &Model, math: Math, pairs: Pairs, batch: usize, cache: &Path) -> Result<f64> {
+/// What the reference gives for the first image.
+fn expected(model: &Model) -> Result<Vec<f64>> {
+    let len = model.graph().input_shape().elements();
+    Ok(reference::run(model, &Numbers::new(5).list(len))?)
+}
+
+/// Error of the first image relative to the largest result. Images alone, and a second run, give the same bits.
+fn compare(
+    model: &Model,
+    expected: &[f64],
+    math: Math,
+    pairs: Pairs,
+    batch: usize,
+    cache: &Path,
+) -> Result<f64> {
     let plan = Plan::compile(model, &options(batch, math, pairs, cache))?;
     let images = Numbers::new(5).list(batch * plan.input_len());
     let mut session = plan.session();
@@ -103,8 +128,11 @@ fn compare(model: &Model, math: Math, pairs: Pairs, batch: usize, cache: &Path) 
     };
     let (len, out) = (plan.input_len(), plan.output_len());
     let together = run(&images)?;
-    let alone = run(&images[..len])?;
-    ensure!(same_bits(&alone, &together[..out]), "one image gives other bits than it gives among {batch}");
+    for image in [0, batch - 1] {
+        let alone = run(&images[image * len..][..len])?;
+        let same = same_bits(&alone, &together[image * out..][..out]);
+        ensure!(same, "image {image} gives other bits alone than among {batch}");
+    }
     ensure!(same_bits(&run(&images)?, &together), "a second run gives other bits");
     let times = session.profile(&images)?;
     ensure!(times.steps.iter().all(|step| step.time_us >= 0.0), "a step without a time");
@@ -113,18 +141,19 @@ fn compare(model: &Model, math: Math, pairs: Pairs, batch: usize, cache: &Path) 
         // Sums over layers of what each product loses.
         math => 20.0 * math.error(),
     };
-    let mut worst = 0.0_f64;
-    for image in [0, batch - 1] {
-        let expected = reference::run(model, &images[image * len..][..len])?;
-        let largest = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-        for (found, expected) in together[image * out..][..out].iter().zip(&expected) {
-            let error = (f64::from(*found) - expected).abs() / largest;
-            ensure!(!error.is_nan(), "a result is no number");
-            worst = worst.max(error);
-        }
-    }
+    let worst = relative_error(&together[..out], expected);
     ensure!(worst <= allowed, "relative error {worst:.1e}, allowed {allowed:.1e}\n{}", plan.describe());
     Ok(worst)
+}
+
+/// Largest difference over the largest number that is expected; infinite where a result is no number.
+fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    let largest = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    let error = |(found, expected): (&f32, &f64)| {
+        let error = (f64::from(*found) - expected).abs() / largest;
+        if error.is_nan() { f64::INFINITY } else { error }
+    };
+    found.iter().zip(expected).map(error).fold(0.0, f64::max)
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
@@ -150,11 +179,20 @@ fn measured(standin: &Standin, cache: &Path) -> Result<()> {
     let images = Numbers::new(5).list(first.input_len());
     let mut logits = vec![f32::NAN; first.output_len()];
     first.session().run(&images, &mut logits)?;
-    let expected = reference::run(&small, &images)?;
-    let largest = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-    let off = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs() <= 1e-4 * largest;
-    ensure!(logits.iter().zip(&expected).all(off), "not what the reference gives");
+    let error = relative_error(&logits, &expected(&small)?);
+    ensure!(error <= 1e-4, "relative error {error:.1e}");
     Ok(())
+}
+
+/// Of three convolutions without bias two can be one call, in one way alone.
+fn chain(cache: &Path) -> Result<()> {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(3, 9, 7))?;
+    let x = b.conv2d("a", x, Conv2d { bias: false, ..Conv2d::new(12, 3) })?;
+    let y = b.conv2d("b", x, Conv2d { bias: false, ..Conv2d::new(20, 1) })?;
+    let z = b.conv2d("c", y, Conv2d::new(5, 1))?;
+    let model = model(b.finish(&[z])?)?;
+    compare(&model, &expected(&model)?, Math::F32, Pairs::Always, 2, cache).map(|_| ())
 }
 
 /// Sessions of one plan in several threads give what one gives.

@@ -7,7 +7,6 @@
 use crate::{Error, Result};
 use libloading::Library;
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::path::Path;
 use std::sync::OnceLock;
 
 /// A handle of the driver's.
@@ -27,9 +26,16 @@ macro_rules! library {
         }
 
         impl $name {
-            /// Loads it from a path, or by its usual names.
-            pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
-                let library = open($what, path, $names)?;
+            /// The names by which it is looked for.
+            fn names() -> &'static [&'static str] {
+                $names
+            }
+
+            /// Loads it by one of its names.
+            fn load(name: &str) -> Result<Self> {
+                // SAFETY: the initialisers of these libraries are made to be run by any program that loads them.
+                let library = unsafe { Library::new(name) };
+                let library = library.map_err(|error| Error::Library { what: $what, reason: not_found(name, &error) })?;
                 let lacks = |symbol: &str, error: libloading::Error| Error::Library {
                     what: $what,
                     reason: format!("no function `{symbol}`, so it is too old or something else ({error})"),
@@ -42,12 +48,6 @@ macro_rules! library {
                     _library: library,
                 })
             }
-
-            /// The one of this process, loaded once. A failure is kept too.
-            pub(crate) fn shared() -> Result<&'static Self> {
-                static SHARED: OnceLock<Result<$name>> = OnceLock::new();
-                SHARED.get_or_init(|| Self::load(None)).as_ref().map_err(Clone::clone)
-            }
         }
     };
 }
@@ -56,6 +56,7 @@ library! {
     /// `libcuda`, which comes with the driver. All of it is there since CUDA 11.4.
     Driver, "the CUDA driver", if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     init = "cuInit": fn(c_uint) -> c_int;
+    version = "cuDriverGetVersion": fn(*mut c_int) -> c_int;
     device_count = "cuDeviceGetCount": fn(*mut c_int) -> c_int;
     device_get = "cuDeviceGet": fn(*mut c_int, c_int) -> c_int;
     device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int) -> c_int;
@@ -100,6 +101,7 @@ library! {
     } else {
         &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
     };
+    version = "nvrtcVersion": fn(*mut c_int, *mut c_int) -> c_int;
     error_text = "nvrtcGetErrorString": fn(c_int) -> *const c_char;
     create = "nvrtcCreateProgram": fn(
         *mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char,
@@ -114,18 +116,66 @@ library! {
     archs = "nvrtcGetSupportedArchs": fn(*mut c_int) -> c_int;
 }
 
-fn open(what: &'static str, path: Option<&Path>, names: &[&str]) -> Result<Library> {
-    let at: Vec<&Path> = path.map_or_else(|| names.iter().map(Path::new).collect(), |path| vec![path]);
+fn not_found(name: &str, error: &libloading::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => source.to_string(),
+        None => format!("{name}: {error}"),
+    }
+}
+
+/// The first library of some names that there is; else what was said of each.
+fn first<T>(what: &'static str, names: &[&str], load: impl Fn(&str) -> Result<T>) -> Result<T> {
     let mut said = Vec::new();
-    for name in at {
-        // SAFETY: the initialisers of these libraries are made to be run by any program that loads them.
-        match unsafe { Library::new(name) } {
+    for name in names {
+        match load(name) {
             Ok(library) => return Ok(library),
-            Err(error) => said.push(match std::error::Error::source(&error) {
-                Some(source) => source.to_string(),
-                None => format!("{}: {error}", name.display()),
-            }),
+            Err(Error::Library { reason, .. }) => said.push(reason),
+            Err(error) => return Err(error),
         }
     }
     Err(Error::Library { what, reason: format!("not found ({})", said.join("; ")) })
+}
+
+impl Driver {
+    /// The one of this process, loaded once. A failure is kept too.
+    pub(crate) fn shared() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Driver>> = OnceLock::new();
+        let load = || first("the CUDA driver", Self::names(), Self::load);
+        SHARED.get_or_init(load).as_ref().map_err(Clone::clone)
+    }
+}
+
+impl Compiler {
+    /// One for this process, loaded once: it must be no newer than the driver, if there is one, by the first number of their
+    /// versions, as the driver would not load its code. A failure is kept too.
+    pub(crate) fn shared() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Compiler>> = OnceLock::new();
+        let load = |name: &str| {
+            let library = Self::load(name)?;
+            match (library.major(), driver_major()) {
+                (Some(found), Some(driver)) if found > driver => Err(Error::Library {
+                    what: "NVRTC",
+                    reason: format!("{name}: version {found} is newer than the driver's, {driver}"),
+                }),
+                _ => Ok(library),
+            }
+        };
+        SHARED.get_or_init(|| first("NVRTC", Self::names(), load)).as_ref().map_err(Clone::clone)
+    }
+
+    fn major(&self) -> Option<c_int> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: writes two numbers.
+        let code = unsafe { (self.version)(&raw mut major, &raw mut minor) };
+        (code == 0).then_some(major)
+    }
+}
+
+/// 12 for a driver that knows CUDA 12.4.
+fn driver_major() -> Option<c_int> {
+    let driver = Driver::shared().ok()?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    let code = unsafe { (driver.version)(&raw mut version) };
+    (code == 0).then_some(version / 1000)
 }

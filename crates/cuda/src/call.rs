@@ -163,18 +163,10 @@ impl Call {
     /// Whether everything stays within its memory and can be counted, for up to `batch` images.
     pub(crate) fn check(&self, batch: usize, lengths: Lengths, words: usize, about: &About) -> Result<()> {
         let name = self.kernel.name();
-        let at_most = |what: &str, found: usize, most: usize| match found <= most {
-            true => Ok(()),
-            false => Err(Error::TooLarge { what: format!("{name}: {what}"), found, most }),
-        };
+        let at_most =
+            |what: &str, found: usize, most: usize| at_most(&format!("{name}: {what}"), found, most);
         let place = |what: &str, place: Place, len: usize| {
-            let end = place.at.saturating_add((batch - 1).saturating_mul(place.stride)).saturating_add(len);
-            let most = match place.region {
-                Region::Images => lengths.image * batch,
-                Region::Arena => lengths.arena,
-            };
-            at_most(what, end, most)?;
-            at_most("distance between images", place.stride, COUNTED)
+            check_place(&format!("{name}: {what}"), place, len, batch, lengths)
         };
         place("end of the source", self.src, self.lens[0])?;
         place("end of the result", self.dst, self.lens[1])?;
@@ -184,7 +176,6 @@ impl Call {
         at_most("elements of a batch", batch.saturating_mul(self.lens[0].max(self.lens[1])), COUNTED)?;
         at_most("elements of all partial sums", self.partial_len(batch), COUNTED)?;
         at_most("words of weights", words, COUNTED)?;
-        at_most("images", batch, 65_535 * 8)?;
         let shared = match &self.work {
             Work::Pair { depth, .. } => self.kernel.shared_bytes(*depth),
             _ => self.kernel.shared_bytes(0),
@@ -194,18 +185,51 @@ impl Call {
             Work::Conv(of) | Work::Pair { basis: of, .. } => {
                 at_most("tiles of filters", of.tiles, 65_535)?;
                 at_most("groups by parts", of.geometry.groups * of.splits, 65_535)?;
-                let Geometry { kernel, dilation, .. } = of.geometry;
-                (0..2).try_for_each(|axis| {
-                    at_most("extent of a window", kernel[axis] * dilation[axis], 1 << 15)
-                })
+                let Geometry { kernel, dilation, padding, extents: [height, width], .. } = of.geometry;
+                let window = |axis: usize| kernel[axis].saturating_mul(dilation[axis]);
+                (0..2).try_for_each(|axis| at_most("extent of a window", window(axis), 1 << 15))?;
+                // From the first element of the first window to the last one of the last.
+                let rows = height.saturating_add(2 * padding[0].min(COUNTED)).saturating_add(window(0));
+                let columns = width.saturating_add(2 * padding[1].min(COUNTED)).saturating_add(window(1));
+                at_most("elements from the first window to the last", rows.saturating_mul(columns), COUNTED)
             }
-            _ => Ok(()),
+            Work::Linear { outputs, .. } => at_most("outputs", *outputs, 65_535 * 4),
+            Work::Map { map, .. } => {
+                let products =
+                    (0..2).map(|axis| i64::from(map.extents[axis]) * (i64::from(map.results[axis]) + 1));
+                let largest = usize::try_from(products.max().unwrap_or(0)).unwrap_or(usize::MAX);
+                at_most("extents before times extents after", largest, COUNTED)
+            }
         }
     }
 }
 
-/// Numbers are counted in 31 bits.
-const COUNTED: usize = i32::MAX as usize;
+/// Numbers are counted in 31 bits, and a block may count a tile too far.
+pub(crate) const COUNTED: usize = i32::MAX as usize - 1024;
+
+/// Whether a value of a batch lies within its memory.
+pub(crate) fn check_place(
+    what: &str,
+    place: Place,
+    len: usize,
+    batch: usize,
+    lengths: Lengths,
+) -> Result<()> {
+    let end = place.at.saturating_add((batch - 1).saturating_mul(place.stride)).saturating_add(len);
+    let most = match place.region {
+        Region::Images => lengths.image * batch,
+        Region::Arena => lengths.arena,
+    };
+    at_most(what, end, most)?;
+    at_most("distance between images", place.stride, COUNTED)
+}
+
+pub(crate) fn at_most(what: &str, found: usize, most: usize) -> Result<()> {
+    match found <= most {
+        true => Ok(()),
+        false => Err(Error::TooLarge { what: what.to_owned(), found, most }),
+    }
+}
 
 /// Collects the calls of a network and their weights.
 pub struct Builder {
@@ -248,7 +272,7 @@ impl Builder {
     /// A convolution with `weight` `[filters, channels / groups, height, width]`.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the tensors do not have as many elements, or the kernel is not for such windows.
+    /// [`Error::Length`] if the tensors do not have as many elements, or the kernel is not for such windows.
     pub fn conv(
         &mut self,
         (kernel, splits): (Kernel, usize),
@@ -303,11 +327,12 @@ impl Builder {
         flow: &Flow,
     ) -> Result<Made> {
         let Geometry { filters: rank, channels, extents: [height, width], groups, .. } = *geometry;
+        exactly(&format!("pairs that {} computes", kernel.name()), usize::from(kernel.is_pair()), 1)?;
         let outputs = combination.len() / rank.max(1);
-        check_len("weights of a basis", basis.len(), geometry.filters * geometry.columns())?;
-        check_len("weights of a combination", combination.len(), outputs * rank)?;
-        check_len("groups of a pair's basis", groups, 1)?;
-        check_len("biases", bias.len(), if bias.is_empty() { 0 } else { outputs })?;
+        exactly("weights of a basis", basis.len(), geometry.filters * geometry.columns())?;
+        exactly("weights of a combination", combination.len(), outputs * rank)?;
+        exactly("groups of a pair's basis", groups, 1)?;
+        exactly("biases", bias.len(), if bias.is_empty() { 0 } else { outputs })?;
         let before = self.blob.words().len();
         let (of, density) = self.pack(kernel, 1, geometry, [basis, &[]]);
         let depth = of.tiles * kernel.tile()[0];
@@ -321,7 +346,7 @@ impl Builder {
     /// A fully connected layer with `weight` `[outputs, inputs]`, kept as `math` says (TF32: as they are).
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the tensors do not have as many elements.
+    /// [`Error::Length`] if the tensors do not have as many elements.
     pub fn linear(
         &mut self,
         math: Math,
@@ -329,9 +354,10 @@ impl Builder {
         [weight, bias]: [&[f32]; 2],
         flow: &Flow,
     ) -> Result<Made> {
+        plain("a fully connected layer", flow, true)?;
         let outputs = weight.len() / inputs.max(1);
-        check_len("weights", weight.len(), inputs * outputs)?;
-        check_len("biases", bias.len(), if bias.is_empty() { 0 } else { outputs })?;
+        exactly("weights", weight.len(), inputs * outputs)?;
+        exactly("biases", bias.len(), if bias.is_empty() { 0 } else { outputs })?;
         let before = self.blob.words().len();
         let pairs = |bits: fn(f32) -> u16| {
             weight
@@ -352,14 +378,14 @@ impl Builder {
     /// `(x - mean) * factor + shift` by channel: three numbers for each of a map's channels.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if there are not as many numbers.
+    /// [`Error::Length`] if there are not as many numbers.
     pub fn normalise(
         &mut self,
         [channels, height, width]: [usize; 3],
         scale: &[f32],
         flow: &Flow,
     ) -> Result<Made> {
-        check_len("numbers of a batch normalisation", scale.len(), 3 * channels)?;
+        exactly("numbers of a batch normalisation", scale.len(), 3 * channels)?;
         let kernel = named("map_normalise")?;
         let scale = self.blob.floats(scale);
         let len = channels * height * width;
@@ -376,7 +402,7 @@ impl Builder {
     /// What looks at single elements, or at a few around them.
     ///
     /// # Errors
-    /// If there is no such kernel.
+    /// [`Error::Length`] for a summand, or a rectification, that the kernel does not have.
     pub fn map(
         &mut self,
         [channels, height, width]: [usize; 3],
@@ -431,6 +457,9 @@ impl Builder {
             }
         };
         let kernel = named(name)?;
+        if name != "map_copy" {
+            plain(name, flow, false)?;
+        }
         self.push(kernel, Work::Map { map, scale: None }, flow, [src_len, dst_len]);
         Ok(Made { kernel, splits: 1, bytes: 0, density: 1.0 })
     }
@@ -448,15 +477,21 @@ fn named(name: &str) -> Result<Kernel> {
 }
 
 fn check_conv(kernel: Kernel, geometry: &Geometry, [weight, bias]: [&[f32]; 2]) -> Result<()> {
-    check_len("weights of a convolution", weight.len(), geometry.filters * geometry.columns())?;
-    check_len("biases", bias.len(), if bias.is_empty() { 0 } else { geometry.filters })?;
+    exactly("weights of a convolution", weight.len(), geometry.filters * geometry.columns())?;
+    exactly("biases", bias.len(), if bias.is_empty() { 0 } else { geometry.filters })?;
     let fits = kernel.convolution().is_some_and(|(_, pointwise)| !pointwise || geometry.is_pointwise());
-    check_len(&format!("windows of {}", kernel.name()), usize::from(!fits), 0)
+    exactly(&format!("windows of {}", kernel.name()), usize::from(!fits), 0)
 }
 
-fn check_len(what: &str, found: usize, expected: usize) -> Result<()> {
+pub(crate) fn exactly(what: &str, found: usize, expected: usize) -> Result<()> {
     match found == expected {
         true => Ok(()),
-        false => Err(Error::TooLarge { what: what.to_owned(), found, most: expected }),
+        false => Err(Error::Length { what: what.to_owned(), found, expected }),
     }
+}
+
+/// Refuses what a kernel would not do.
+fn plain(what: &str, flow: &Flow, may_rectify: bool) -> Result<()> {
+    exactly(&format!("summands of {what}"), usize::from(flow.add.is_some()), 0)?;
+    exactly(&format!("rectifications after {what}"), usize::from(flow.relu && !may_rectify), 0)
 }

@@ -38,23 +38,38 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// The kernels for a device, from the folder if they were kept there, else compiled and kept.
-pub(crate) fn for_device(about: &About, cache: Option<&Path>) -> Result<Vec<u8>> {
+/// Machine code of all kernels for a device, and where it is to be kept.
+pub(crate) struct Code {
+    pub(crate) binary: Vec<u8>,
+    /// If it is not there already.
+    keep: Option<PathBuf>,
+}
+
+/// The kernels for a device, as they were kept in a folder.
+pub(crate) fn kept(about: &About, cache: Option<&Path>) -> Option<Code> {
+    let path = cache?.join(file_name(&text(), about.capability));
+    Some(Code { binary: read(&path)?, keep: None })
+}
+
+/// The kernels for a device, compiled.
+pub(crate) fn compiled(about: &About, cache: Option<&Path>) -> Result<Code> {
     let text = text();
-    let kept = cache.map(|folder| folder.join(file_name(&text, about.capability)));
-    if let Some(binary) = kept.as_deref().and_then(read) {
-        return Ok(binary);
-    }
     let arch = arch_for(about)?;
     let start = std::time::Instant::now();
     let Compiled { binary, .. } = compile(&text, arch)?;
     tracing::debug!(arch, seconds = start.elapsed().as_secs_f64(), "compiled the kernels");
-    if let Some(path) = kept
-        && let Err(error) = write(&path, &binary)
-    {
-        tracing::warn!(%error, path = %path.display(), "compiled kernels are not kept");
+    Ok(Code { binary, keep: cache.map(|folder| folder.join(file_name(&text, about.capability))) })
+}
+
+impl Code {
+    /// Keeps it, once it is known to work. A failure is told and does no harm.
+    pub(crate) fn keep(&self) {
+        if let Some(path) = &self.keep
+            && let Err(error) = write(path, &self.binary)
+        {
+            tracing::warn!(%error, path = %path.display(), "compiled kernels are not kept");
+        }
     }
-    Ok(binary)
 }
 
 /// Architectures that the compiler of this machine knows: 80 for `sm_80`.

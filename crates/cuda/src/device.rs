@@ -181,7 +181,10 @@ impl Buffer {
         let (mut at, len) = (0, len.max(1));
         // SAFETY: writes one address.
         let code = unsafe { (device.api().alloc)(&raw mut at, len) };
-        out_of(device, what, len, code)?;
+        if code == OUT_OF_MEMORY {
+            let About { name, memory, .. } = device.about();
+            return Err(Error::Memory { device: name.clone(), what, bytes: len, total: *memory });
+        }
         device.check("cuMemAlloc", code)?;
         Ok(Self { device: device.clone(), at, len })
     }
@@ -204,14 +207,6 @@ impl Drop for Buffer {
     }
 }
 
-fn out_of(device: &Device, what: &'static str, bytes: usize, code: c_int) -> Result<()> {
-    if code != OUT_OF_MEMORY {
-        return Ok(());
-    }
-    let About { name, memory, .. } = device.about();
-    Err(Error::Memory { device: name.clone(), what, bytes, total: *memory })
-}
-
 /// Numbers in memory of the host that the device reads and writes by itself.
 pub(crate) struct Pinned {
     device: Device,
@@ -227,10 +222,12 @@ impl Pinned {
     pub(crate) fn new(device: &Device, what: &'static str, len: usize) -> Result<Self> {
         device.bind()?;
         let mut at: *mut c_void = std::ptr::null_mut();
-        let bytes = len.max(1) * size_of::<f32>();
+        let bytes = len.max(1).saturating_mul(size_of::<f32>());
         // SAFETY: writes one address.
         let code = unsafe { (device.api().host_alloc)(&raw mut at, bytes, 0) };
-        out_of(device, what, bytes, code)?;
+        if code == OUT_OF_MEMORY {
+            return Err(Error::HostMemory { what, bytes });
+        }
         device.check("cuMemHostAlloc", code)?;
         // SAFETY: as many bytes were allocated, and zeros are numbers.
         unsafe { at.write_bytes(0, bytes) };

@@ -60,8 +60,26 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
-    /// Something is larger than the kernels can count.
-    #[error("{what}: {found}, at most {most} can be counted")]
+    /// The host has not as much memory that a device can reach.
+    #[error("no {bytes} bytes of page-locked memory left for {what}")]
+    HostMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// There are more or fewer of something than there have to be.
+    #[error("{what}: expected {expected}, found {found}")]
+    Length {
+        /// What it is.
+        what: String,
+        /// How many there are.
+        found: usize,
+        /// How many there have to be.
+        expected: usize,
+    },
+    /// Something is larger than its memory, or than the kernels can count.
+    #[error("{what}: {found}, at most {most} is possible")]
     TooLarge {
         /// What it is.
         what: String,
@@ -76,7 +94,10 @@ impl Error {
     /// Whether the device is out of memory.
     #[must_use]
     pub fn is_memory(&self) -> bool {
-        matches!(self, Self::Memory { .. } | Self::Driver { code: OUT_OF_MEMORY, .. })
+        matches!(
+            self,
+            Self::Memory { .. } | Self::HostMemory { .. } | Self::Driver { code: OUT_OF_MEMORY, .. }
+        )
     }
 }
 

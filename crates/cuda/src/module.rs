@@ -41,16 +41,34 @@ impl Function {
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: i32 = 8;
 
+/// The call that refuses code.
+const LOAD: &str = "cuModuleLoadData";
+
 impl Module {
-    /// Compiles all kernels for a device, or takes them from the folder where they were kept.
+    /// Takes the kernels for a device from the folder where they were kept, or compiles them.
     pub(crate) fn load(device: &Device, cache: Option<&Path>) -> Result<Self> {
-        let binary = compile::for_device(device.about(), cache)?;
+        if let Some(code) = compile::kept(device.about(), cache) {
+            match Self::from(device, &code.binary) {
+                // Of another compiler than this driver's, perhaps.
+                Err(error @ Error::Driver { call: LOAD, .. }) => {
+                    tracing::warn!(%error, "kept kernels cannot be loaded; they are compiled again");
+                }
+                module => return module,
+            }
+        }
+        let code = compile::compiled(device.about(), cache)?;
+        let module = Self::from(device, &code.binary)?;
+        code.keep();
+        Ok(module)
+    }
+
+    fn from(device: &Device, binary: &[u8]) -> Result<Self> {
         device.bind()?;
         let mut module =
             Self { device: device.clone(), handle: std::ptr::null_mut(), functions: BTreeMap::new() };
         // SAFETY: a whole binary, which the driver copies.
         let code = unsafe { (device.api().module_load)(&raw mut module.handle, binary.as_ptr().cast()) };
-        device.check("cuModuleLoadData", code)?;
+        device.check(LOAD, code)?;
         for kernel in Kernel::all().filter(|kernel| kernel.needs() <= device.about().capability) {
             let function = module.find(kernel)?;
             module.functions.insert(kernel, function);

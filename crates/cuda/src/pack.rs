@@ -30,7 +30,10 @@ impl Geometry {
     /// Every window is one element of the map, in order.
     #[must_use]
     pub fn is_pointwise(&self) -> bool {
-        self.kernel == [1; 2] && self.stride == [1; 2] && self.padding == [0; 2]
+        self.kernel == [1; 2]
+            && self.stride == [1; 2]
+            && self.padding == [0; 2]
+            && self.results == self.extents
     }
 
     /// A fully connected layer as a convolution of maps of one element.

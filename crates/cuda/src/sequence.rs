@@ -5,7 +5,7 @@
 )]
 
 use crate::api::DevicePtr;
-use crate::call::{Builder, Call, Lengths, Place, Region, Work};
+use crate::call::{self, Builder, Call, Lengths, Place, Region, Work};
 use crate::device::{Buffer, Device, Pinned};
 use crate::module::Module;
 use crate::pack::int;
@@ -54,6 +54,11 @@ impl Sequence {
         cache: Option<&Path>,
     ) -> Result<Self> {
         let (calls, blob, mut lengths) = builder.finish();
+        call::exactly("first image of a batch", batch.min(1), 1)?;
+        for len in [lengths.image, output.stride] {
+            call::at_most("elements of a batch", batch.saturating_mul(len), call::COUNTED)?;
+        }
+        call::check_place("end of the output", output, output.stride, batch, lengths)?;
         for call in &calls {
             call.check(batch, lengths, blob.words().len(), device.about())?;
             lengths.partial = lengths.partial.max(call.partial_len(batch));
@@ -93,6 +98,7 @@ impl Sequence {
             arena: Buffer::new(device, "values", bytes(arena))?,
             partial: Buffer::new(device, "sums of parts", bytes(partial))?,
             graphs: (0..self.batch).map(|_| None).collect(),
+            warm: false,
             stream: Stream::new(device)?,
             sequence: Arc::clone(self),
         })
@@ -103,6 +109,8 @@ impl Sequence {
 pub struct Session {
     // Dropped in this order: what uses memory before the memory.
     graphs: Vec<Option<Graph>>,
+    /// Whether every kernel was launched once.
+    warm: bool,
     stream: Stream,
     host_images: Pinned,
     host_logits: Pinned,
@@ -116,7 +124,8 @@ impl Session {
     /// Computes the output of `n` images, at most the batch; `times_us` has one element a call.
     ///
     /// # Errors
-    /// What the driver says: then `logits` are as they were.
+    /// What the driver says, [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Length`](crate::Error::Length) if the slices are not
+    /// those of 1 to `batch` images: then `logits` are as they were.
     pub fn run(
         &mut self,
         n: usize,
@@ -124,9 +133,21 @@ impl Session {
         logits: &mut [f32],
         times_us: Option<&mut [f64]>,
     ) -> Result<()> {
+        let Sequence { batch, lengths, output, .. } = &*self.sequence;
+        call::at_most("images of a run", n, *batch)?;
+        call::exactly("first image of a run", n.min(1), 1)?;
+        call::exactly("elements of images", images.len(), n * lengths.image)?;
+        call::exactly("elements of logits", logits.len(), n * output.stride)?;
         self.host_images.as_mut_slice()[..images.len()].copy_from_slice(images);
         match times_us {
             Some(times_us) => self.timed(n, times_us)?,
+            // Kernels may be loaded at their first launch, which a capture is no place for.
+            None if !self.warm => {
+                let ordered = self.order(n, |_| Ok(()));
+                let waited = self.stream.synchronize();
+                ordered.and(waited)?;
+                self.warm = true;
+            }
             None => {
                 let graph = match self.graphs[n - 1].take() {
                     Some(graph) => graph,
@@ -151,9 +172,10 @@ impl Session {
             moments.push(event);
             Ok(())
         };
-        self.order(n, |_| moment(&mut moments))?;
-        moment(&mut moments)?;
-        self.stream.synchronize()?;
+        let ordered = self.order(n, |_| moment(&mut moments)).and_then(|()| moment(&mut moments));
+        // Whatever was ordered reads and writes memory that the next run uses too.
+        let waited = self.stream.synchronize();
+        ordered.and(waited)?;
         for (time, pair) in times_us.iter_mut().zip(moments.windows(2)) {
             *time = pair[1].since_us(&pair[0])?;
         }
@@ -201,7 +223,7 @@ impl Session {
         let add = call.add.map_or(0, |add| self.address(add));
         let [src_image, dst_image] = [call.src.stride, call.dst.stride].map(int);
         let add_image = call.add.map_or(0, |add| int(add.stride));
-        let conv = |of: &crate::call::Convolution| args::Conv {
+        let conv = |of: &call::Convolution| args::Conv {
             src,
             add,
             dst,
@@ -261,7 +283,7 @@ impl Session {
                     dst_image,
                     relu: call.relu.into(),
                 };
-                self.kernel(call.kernel, &argument, [outputs.div_ceil(filters), n.div_ceil(pixels), 1], 0)
+                self.kernel(call.kernel, &argument, [n.div_ceil(pixels), outputs.div_ceil(filters), 1], 0)
             }
             Work::Map { map, scale } => {
                 let argument = args::Map {

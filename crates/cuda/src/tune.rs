@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::kernel::{Kernel, Math};
 use crate::pack::Geometry;
 use crate::sequence::Sequence;
-use crate::{Result, choose};
+use crate::{Error, Result, choose};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,9 +59,14 @@ impl Tuner {
         let mut best: Option<(Kernel, usize, f64)> = None;
         for (kernel, splits) in candidates.into_iter().take(CANDIDATES) {
             let name = format!("{} {splits}", kernel.name());
-            let us = self.time(&key, &name, geometry, geometry.filters, batch, |builder, weight, flow| {
+            let timed = self.time(&key, &name, geometry, geometry.filters, batch, |builder, weight, flow| {
                 builder.conv((kernel, splits), geometry, [weight, &[]], flow).map(|_| ())
-            })?;
+            });
+            let us = match timed {
+                // Parts take memory, which others do without.
+                Err(Error::TooLarge { .. } | Error::Memory { .. }) if splits > 1 => continue,
+                timed => timed?,
+            };
             if best.is_none_or(|(.., least)| us < least) {
                 best = Some((kernel, splits, us));
             }

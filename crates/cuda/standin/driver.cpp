@@ -35,7 +35,12 @@ enum : int {
 
 struct Index { unsigned x, y, z; };
 using Launch = const char* (*)(void*, Index, Index, unsigned, bool);
-using Work = std::function<int()>;
+
+// Something that a stream is to do, and the memory of the host that it reads or writes.
+struct Work {
+    std::function<int()> run;
+    uint64_t host = 0;
+};
 
 struct Module {
     void* library;
@@ -78,6 +83,8 @@ std::map<std::string, int> calls;
 size_t memory_limit = size_t{64} << 30, memory_used = 0;
 int devices = 1, capability = 80, retained = 0;
 bool backwards = false;
+int driver_version = 13000;
+int races = 0;  // memory of the host that was given back while work was under way
 int broken = SUCCESS;  // after a failed launch every call fails alike
 bool initialised = false;
 thread_local bool current = false;
@@ -107,7 +114,7 @@ int flush(Stream* stream) {
     std::vector<Work> queue;
     std::swap(queue, stream->queue);
     for (Work& work : queue)
-        if (int code = work()) return failed(code);
+        if (int code = work.run()) return failed(code);
     return SUCCESS;
 }
 
@@ -117,9 +124,9 @@ int flush_all() {
     return SUCCESS;
 }
 
-int submit(Stream* stream, Work work) {
+int submit(Stream* stream, std::function<int()> run, uint64_t host = 0) {
     if (!streams.count(stream)) return INVALID_HANDLE;
-    (stream->capture ? stream->capture->work : stream->queue).push_back(std::move(work));
+    (stream->capture ? stream->capture->work : stream->queue).push_back({std::move(run), host});
     return SUCCESS;
 }
 
@@ -169,12 +176,14 @@ EXPORT void standin_set(const char* what, long long value) {
     if (name == "devices") devices = static_cast<int>(value);
     if (name == "capability") capability = static_cast<int>(value);
     if (name == "backwards") backwards = value != 0;
+    if (name == "driver") driver_version = static_cast<int>(value);
     if (name == "repair") broken = SUCCESS, failures.clear();
 }
 EXPORT long long standin_get(const char* what) {
     std::lock_guard<std::recursive_mutex> lock(all);
     const std::string name = what;
     if (name == "memory") return static_cast<long long>(memory_used);
+    if (name == "races") return races;
     if (name == "live")
         return static_cast<long long>(memory.size() + host_memory.size() + streams.size() + events.size() + modules.size() + graphs.size()) + retained;
     return calls[name];
@@ -184,6 +193,11 @@ EXPORT int cuInit(unsigned) {
     BEGIN("cuInit", false)
     initialised = true;
     return devices > 0 ? SUCCESS : NO_DEVICE;
+}
+EXPORT int cuDriverGetVersion(int* version) {
+    BEGIN("cuDriverGetVersion", false)
+    *version = driver_version;
+    return SUCCESS;
 }
 EXPORT int cuDeviceGetCount(int* count) {
     BEGIN("cuDeviceGetCount", false)
@@ -275,6 +289,8 @@ EXPORT int cuMemFreeHost(void* at) {
     std::lock_guard<std::recursive_mutex> lock(all);
     auto found = host_memory.find(reinterpret_cast<uint64_t>(at));
     if (found == host_memory.end()) return INVALID_VALUE;
+    for (Stream* stream : streams)
+        for (const Work& work : stream->queue) races += work.host >= found->first && work.host < found->first + found->second;
     unguard(found->first, found->second);
     host_memory.erase(found);
     return broken;
@@ -284,14 +300,14 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t dst, const void* src, size_t len, Strea
     if (!inside(memory, dst, len)) return INVALID_VALUE;
     // Memory of the driver's is read when the copy runs; other memory at once, as a driver may do either.
     if (inside(host_memory, reinterpret_cast<uint64_t>(src), len))
-        return submit(stream, [=] { return std::memcpy(reinterpret_cast<void*>(dst), src, len), SUCCESS; });
+        return submit(stream, [=] { return std::memcpy(reinterpret_cast<void*>(dst), src, len), SUCCESS; }, reinterpret_cast<uint64_t>(src));
     std::string bytes(static_cast<const char*>(src), len);
     return submit(stream, [=] { return std::memcpy(reinterpret_cast<void*>(dst), bytes.data(), len), SUCCESS; });
 }
 EXPORT int cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t len, Stream* stream) {
     BEGIN("cuMemcpyDtoHAsync_v2", true)
     if (!inside(memory, src, len)) return INVALID_VALUE;
-    return submit(stream, [=] { return std::memcpy(dst, reinterpret_cast<const void*>(src), len), SUCCESS; });
+    return submit(stream, [=] { return std::memcpy(dst, reinterpret_cast<const void*>(src), len), SUCCESS; }, reinterpret_cast<uint64_t>(dst));
 }
 EXPORT int cuStreamCreate(Stream** stream, unsigned) {
     BEGIN("cuStreamCreate", true)
@@ -342,7 +358,7 @@ EXPORT int cuGraphLaunch(Graph* ready, Stream* stream) {
     BEGIN("cuGraphLaunch", true)
     if (!graphs.count(ready) || !streams.count(stream)) return INVALID_HANDLE;
     for (const Work& work : ready->work)
-        if (int code = submit(stream, work)) return code;
+        if (int code = submit(stream, work.run, work.host)) return code;
     return SUCCESS;
 }
 static int destroy_graph(Graph* graph) {

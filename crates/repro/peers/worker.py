@@ -255,6 +255,8 @@ def load(path, images, batch):
         options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        if ENGINE.endswith("-cuda"):
+            onnxruntime.preload_dlls()  # CUDA's libraries from the wheels of PyTorch, where the system has none
         provider = "CUDAExecutionProvider" if ENGINE == "onnxruntime-cuda" else "CPUExecutionProvider"
         session = onnxruntime.InferenceSession(to_onnx(path, batch), options, providers=[(provider, {"use_tf32": "0"}) if "CUDA" in provider else provider])
         if session.get_providers()[0] != provider:

@@ -1,4 +1,4 @@
-// Fully connected layers of few images: weights are read once, a warp an output.
+// Fully connected layers of few images: a warp an output.
 
 struct Linear {
     const float* src;
@@ -20,11 +20,11 @@ struct Halves {
 DEVICE float weight_at(Halves<F16> w, int i) { return from_f16(w.at[i]); }
 DEVICE float weight_at(Halves<BF16> w, int i) { return from_bf16(w.at[i]); }
 
-// Blocks: four outputs, eight images.
+// Blocks: eight images, four outputs: those that read the same weights run at the same time.
 template <class Weights>
 DEVICE void linear(const Linear& p, Weights row, int output) {
     constexpr int IMAGES = 8;
-    const int lane = threadIdx.x % 32, first = blockIdx.y * IMAGES;
+    const int lane = threadIdx.x % 32, first = blockIdx.x * IMAGES;
     const int images = min(IMAGES, p.images - first);
     float acc[IMAGES] = {};
     if (output < p.outputs) {
@@ -48,7 +48,7 @@ DEVICE void linear(const Linear& p, Weights row, int output) {
     }
 }
 
-DEVICE int output_of_warp() { return blockIdx.x * 4 + threadIdx.x / 32; }
+DEVICE int output_of_warp() { return blockIdx.y * 4 + threadIdx.x / 32; }
 
 KERNEL(linear_f32, Linear, 128) {
     const int output = output_of_warp();

@@ -159,7 +159,7 @@ fn measure(
         }
         ensure!(cell.max_error <= TOLERANCE, "differs from the reference by {:e}", cell.max_error);
     }
-    let ready = load(subject, &images, &logits, workers, &mut cell.failures, batch)?;
+    let ready = load(subject, &images, &logits, workers, &mut cell.failures, batch, |_| TOLERANCE)?;
     for (_, error) in &ready {
         cell.max_error = cell.max_error.max(*error);
     }
@@ -266,6 +266,7 @@ pub(super) fn load(
     workers: &mut [Worker],
     failures: &mut BTreeMap<String, String>,
     batch: usize,
+    tolerance: impl Fn(&str) -> f64,
 ) -> Result<Vec<(usize, f64)>> {
     let mut ready = Vec::new();
     if workers.is_empty() {
@@ -280,7 +281,7 @@ pub(super) fn load(
     for (index, worker) in workers.iter_mut().enumerate() {
         let loaded = worker.load(&model, &input, batch, &folder.join("logits.f32"));
         match loaded.and_then(|found| difference(&found, logits)) {
-            Ok(error) if error <= TOLERANCE => ready.push((index, error)),
+            Ok(error) if error <= tolerance(&worker.name) => ready.push((index, error)),
             Ok(error) => {
                 failures.insert(worker.name.clone(), format!("its result differs by {error:.1e}"));
             }

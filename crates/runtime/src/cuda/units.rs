@@ -40,7 +40,11 @@ pub(super) fn units(
     for (second, step) in steps.iter().enumerate() {
         let Some(first) = step.operands[0].id.checked_sub(1) else { continue };
         let sole = readers[first + 1] == 1 && program.output().id != first + 1;
-        if sole && is_pair(&steps[first], step) && partner[first].is_none() && fuse(&steps[first], step)? {
+        if sole
+            && is_pair(&steps[first], step)
+            && !partner.contains(&Some(first))
+            && fuse(&steps[first], step)?
+        {
             partner[first] = Some(second);
         }
     }
@@ -84,11 +88,6 @@ impl Layout {
     pub(super) fn new(program: &Program, units: &[Unit], batch: usize) -> Self {
         let steps = program.steps();
         let values = steps.len() + 1;
-        let mut time = vec![0; steps.len()];
-        for (at, unit) in units.iter().enumerate() {
-            time[unit.first()] = at;
-            time[unit.last()] = at;
-        }
         let there = |value: usize| value > 0 && units.iter().any(|unit| unit.last() + 1 == value);
         // Part of which value, from which element on.
         let mut part: Vec<Option<(usize, usize)>> = vec![None; values];
