@@ -81,7 +81,7 @@ impl Args {
         let models: Vec<(&str, &Model)> = models.iter().map(|(name, model)| (name.as_str(), model)).collect();
         let measured = self.layers || self.costs.is_some();
         ensure!(self.on.is_cpu() || !measured, "--layers and --costs are for --device cpu alone");
-        let mut options = self.on.options(options(self.batch, self.threads)?);
+        let mut options = self.on.options(options(self.batch, self.threads)?)?;
         let mut layers = BTreeMap::new();
         if measured {
             options.costs = Some(Arc::new(self.measured(&models, &options)?));

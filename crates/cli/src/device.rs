@@ -1,6 +1,6 @@
 //! `--device` and `--math`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use cofilter_runtime::cuda::{Math, Settings};
 use cofilter_runtime::{BackendKind, Options};
 
@@ -10,9 +10,9 @@ pub(crate) struct On {
     /// Where the network runs: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = device)]
     device: Device,
-    /// With CUDA, how products are computed: `f32`, or by tensor cores with rounded factors: `tf32`, `f16`, `bf16`
-    #[arg(long, default_value = "f32", value_parser = math)]
-    math: Math,
+    /// With CUDA, how products are computed: `f32`, or by tensor cores with rounded factors: `tf32`, `f16`, `bf16` [default: f32]
+    #[arg(long, value_parser = math)]
+    math: Option<Math>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +37,16 @@ fn math(text: &str) -> Result<Math> {
 
 impl On {
     /// The options for where it is said to run.
-    pub(crate) fn options(&self, options: Options) -> Options {
+    pub(crate) fn options(&self, options: Options) -> Result<Options> {
         match self.device {
-            Device::Cpu => options,
-            Device::Cuda(device) => Options {
-                backend: BackendKind::Cuda,
-                cuda: Settings { device, math: self.math, ..Settings::default() },
-                ..options
-            },
+            Device::Cpu => {
+                ensure!(self.math.is_none(), "--math is for --device cuda alone");
+                Ok(options)
+            }
+            Device::Cuda(device) => {
+                let cuda = Settings { device, math: self.math.unwrap_or_default(), ..Settings::default() };
+                Ok(Options { backend: BackendKind::Cuda, cuda, ..options })
+            }
         }
     }
 
@@ -57,7 +59,7 @@ impl On {
     pub(crate) fn name(&self) -> String {
         match self.device {
             Device::Cpu => cofilter_runtime::cpu_tier().to_owned(),
-            Device::Cuda(number) => format!("cuda:{number} {}", self.math.name()),
+            Device::Cuda(number) => format!("cuda:{number} {}", self.math.unwrap_or_default().name()),
         }
     }
 }

@@ -74,7 +74,7 @@ impl Args {
         let preprocessing = preprocessing(&artifact, &self.source.model)?;
         let split = cofilter_data::open(&self.data)?;
         let data = if self.part == Part::Test { split.test } else { split.train };
-        let options = self.on.options(on_cpu(self.threads));
+        let options = self.on.options(on_cpu(self.threads))?;
         let accuracy = of(&artifact, &data, &preprocessing, &options)?;
         Output::new(format!("{}: {accuracy}", self.source.model.display()), &accuracy)
     }

@@ -137,7 +137,7 @@ impl Args {
         }
         let count = images.len() / len;
         let options = Options { batch: count.min(32), threads: self.threads, ..Options::default() };
-        let options = self.on.options(options);
+        let options = self.on.options(options)?;
         let plan = Plan::compile(&artifact.model, &options)?;
         let mut session = plan.session();
         let mut scores = vec![0.0; count * plan.output_len()];

@@ -5,7 +5,7 @@ use crate::reference::{self, Bound, Case};
 use crate::standin::Standin;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_cuda::{
-    About, Builder, Device, Elementwise, Flow, Geometry, Kernel, Math, Place, Region, Sequence, Window,
+    Builder, Device, Elementwise, Flow, Geometry, Kernel, Math, Place, Region, Sequence, Window,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -238,11 +238,11 @@ impl Case {
     }
 
     /// The calls of this case: source, summand and result lie apart, with gaps between the images.
-    fn build(&self, kernel: Kernel, about: &About) -> Result<(Builder, Layout)> {
+    fn build(&self, kernel: Kernel) -> Result<(Builder, Layout)> {
         let [src, dst] = self.lens();
         let images = self.images();
         let layout = Layout { src, dst, with_add: self.takes_summand(), images };
-        let mut builder = Builder::new(about, layout.image(), layout.arena());
+        let mut builder = Builder::new(layout.image(), layout.arena());
         let flow = Flow {
             src: Place { region: Region::Images, at: 0, stride: layout.image() },
             add: layout.with_add.then(|| Place { region: Region::Images, at: src, stride: layout.image() }),
@@ -272,13 +272,13 @@ impl Case {
     }
 
     pub(crate) fn sequence(&self, device: &Device, kernel: Kernel) -> Result<Arc<Sequence>> {
-        let (builder, layout) = self.build(kernel, device.about())?;
+        let (builder, layout) = self.build(kernel)?;
         Ok(Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?))
     }
 
     /// Runs it and compares; twice, as the graph of the first run is there in the second.
     pub(crate) fn check(&self, device: &Device, kernel: Kernel) -> Result<()> {
-        let (builder, layout) = self.build(kernel, device.about())?;
+        let (builder, layout) = self.build(kernel)?;
         let sequence = Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?);
         let mut session = sequence.session()?;
         for round in 0..2 {

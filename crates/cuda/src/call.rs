@@ -236,7 +236,6 @@ pub struct Builder {
     calls: Vec<Call>,
     blob: Blob,
     lengths: Lengths,
-    about: About,
 }
 
 /// What a call became, for reports.
@@ -255,9 +254,9 @@ pub struct Made {
 impl Builder {
     /// For images of `image` elements and `arena` elements of values, for the whole batch.
     #[must_use]
-    pub fn new(about: &About, image: usize, arena: usize) -> Self {
+    pub fn new(image: usize, arena: usize) -> Self {
         let lengths = Lengths { image, arena, partial: 0 };
-        Self { calls: Vec::new(), blob: Blob::default(), lengths, about: about.clone() }
+        Self { calls: Vec::new(), blob: Blob::default(), lengths }
     }
 
     pub(crate) fn finish(self) -> (Vec<Call>, Blob, Lengths) {
@@ -462,12 +461,6 @@ impl Builder {
         }
         self.push(kernel, Work::Map { map, scale: None }, flow, [src_len, dst_len]);
         Ok(Made { kernel, splits: 1, bytes: 0, density: 1.0 })
-    }
-
-    /// What the device is.
-    #[must_use]
-    pub fn about(&self) -> &About {
-        &self.about
     }
 }
 

@@ -90,17 +90,6 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Whether the device is out of memory.
-    #[must_use]
-    pub fn is_memory(&self) -> bool {
-        matches!(
-            self,
-            Self::Memory { .. } | Self::HostMemory { .. } | Self::Driver { code: OUT_OF_MEMORY, .. }
-        )
-    }
-}
-
 pub(crate) const OUT_OF_MEMORY: i32 = 2;
 
 /// Shorthand for results of this crate.

@@ -142,10 +142,6 @@ impl Kernel {
         self.0.kind == Kind::Pair
     }
 
-    pub(crate) fn is_linear(self) -> bool {
-        self.0.kind == Kind::Linear
-    }
-
     /// Arithmetic of a convolution, and whether it is for 1x1 windows alone.
     pub(crate) fn convolution(self) -> Option<(Math, bool)> {
         match self.0.kind {

@@ -26,12 +26,6 @@ pub use call::{Builder, Elementwise, Flow, Made, Place, Region, Window};
 pub use device::{About, Device};
 pub use error::{Error, Result};
 pub use kernel::{Kernel, Math};
-pub use pack::{Geometry, PackedConv};
+pub use pack::Geometry;
 pub use sequence::{Sequence, Session};
 pub use tune::Tuner;
-
-/// Bytes of the struct that a kernel takes, as the host has it.
-#[must_use]
-pub fn argument_len(kernel: Kernel) -> usize {
-    args::len_of(kernel)
-}

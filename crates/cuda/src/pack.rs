@@ -85,7 +85,7 @@ pub(crate) fn int(n: usize) -> i32 {
 
 /// A convolution packed for a kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PackedConv {
+pub(crate) struct PackedConv {
     /// Weights of each tile of filters: for each column (or two), its filters.
     pub(crate) words: Vec<u32>,
     /// Entries of the columns that are there.

@@ -247,7 +247,6 @@ impl Session {
             add_image,
             src_group: int(of.src_group()),
             relu: call.relu.into(),
-            images: int(n),
         };
         let [filters, pixels] = call.kernel.tile();
         match &call.work {

@@ -130,7 +130,7 @@ impl Tuner {
         }
         let image = geometry.channels * geometry.extents[0] * geometry.extents[1];
         let result = channels * geometry.results[0] * geometry.results[1];
-        let mut builder = Builder::new(self.device.about(), image, batch * result);
+        let mut builder = Builder::new(image, batch * result);
         let flow = Flow {
             src: Place { region: Region::Images, at: 0, stride: image },
             add: None,

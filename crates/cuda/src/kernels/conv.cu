@@ -21,8 +21,8 @@ struct Conv {
     int src_image, dst_image, add_image;
     int src_group;
     int relu;
-    int images;
 };
+static_assert(sizeof(Conv) == 136, "as the host has it");
 
 // The window of a pixel of the result.
 struct Window {

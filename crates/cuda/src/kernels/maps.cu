@@ -16,6 +16,7 @@ struct Map {
     int relu;
     float weight, beta, k;  // of normalisation
 };
+static_assert(sizeof(Map) == 120, "as the host has it");
 
 struct Place {
     int image, channel, row, column;

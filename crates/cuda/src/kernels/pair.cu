@@ -6,6 +6,7 @@ struct Pair {
     int outputs;
     int depth;  // basis filters, up to a multiple of a tile
 };
+static_assert(sizeof(Pair) == 152, "as the host has it");
 
 // A block has BN pixels. Shared memory: what the products need, then the basis' result [depth, BN].
 template <int BN, int TN>

@@ -34,7 +34,7 @@ pub(super) fn calls(
         Ok(choice.pair(&basis, second.result.shape.channels())?.is_some())
     })?;
     let layout = Layout::new(program, &units, batch);
-    let builder = Builder::new(about, program.input().elements(), layout.arena_len);
+    let builder = Builder::new(program.input().elements(), layout.arena_len);
     let output = layout.place(program.output().id);
     let mut lowering = Lowering { program, options, choice, layout, builder, infos: Vec::new() };
     units.iter().try_for_each(|unit| lowering.unit(*unit))?;
