@@ -92,6 +92,9 @@ pub struct Options {
     /// Time for all runs of convnet or resnet20, as in `90m`: the published schedules are shortened to it [default: 2h]
     #[arg(long, value_name = "TIME", conflicts_with_all = ["full", "quick"])]
     pub budget: Option<humantime::Duration>,
+    /// Iterations of a run of convnet or resnet20 with or without force, instead of a budget; everything else is shortened alike
+    #[arg(long, value_name = "N", conflicts_with_all = ["budget", "full", "quick"])]
+    pub iterations: Option<u64>,
     /// The published schedules of convnet or resnet20, which take days
     #[arg(long, conflicts_with = "quick")]
     pub full: bool,
@@ -101,9 +104,12 @@ pub struct Options {
     /// Most points of top-1 accuracy that the force may cost convnet or resnet20 where its strength is chosen [default: 0, 0.75]
     #[arg(long, value_name = "POINTS")]
     pub max_drop: Option<f64>,
-    /// Strengths of each force that are tried for it [default: 6, with --quick 2]
+    /// Strengths of each force that are tried for it [default: 6, with --quick 2, with --strengths 1]
     #[arg(long)]
     pub tries: Option<usize>,
+    /// Strengths of the L1-norm and the L2-norm force of convnet or resnet20: where the search begins, or with one try what is taken
+    #[arg(long, value_name = "L1,L2", value_delimiter = ',')]
+    pub strengths: Option<Vec<f64>>,
     /// Keep the report under docs/runs too, by the name of the folder of --out, and write docs/results.md anew
     #[arg(long, conflicts_with = "quick")]
     pub keep: bool,
@@ -126,10 +132,12 @@ impl Options {
         let on_cifar = matches!(self.experiment, Experiment::Convnet | Experiment::Resnet20);
         let given = [
             ("--budget", self.budget.is_some()),
+            ("--iterations", self.iterations.is_some()),
             ("--full", self.full),
             ("--from-scratch", self.from_scratch),
             ("--max-drop", self.max_drop.is_some()),
             ("--tries", self.tries.is_some()),
+            ("--strengths", self.strengths.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given && !on_cifar) {
             bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
@@ -139,6 +147,11 @@ impl Options {
             ensure!((1..=50).contains(&tries), "--tries {tries}: expected 1 to 50");
         }
         ensure!(self.max_drop.is_none_or(f64::is_finite), "--max-drop: expected a number");
+        if let Some(strengths) = &self.strengths {
+            let good = strengths.len() == 2 && strengths.iter().all(|s| s.is_finite() && *s > 0.0);
+            ensure!(good, "--strengths: expected two numbers above 0, as in 1e-4,8e-5, found {strengths:?}");
+        }
+        ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
         if let Some(budget) = self.budget {
             ensure!(budget.as_secs() >= 60, "--budget {budget}: at least a minute is needed");
         }

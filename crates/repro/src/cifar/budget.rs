@@ -22,13 +22,26 @@ const USUAL: Duration = Duration::from_secs(2 * 3600);
 pub(super) struct Scale {
     /// Share of the published iterations, at most 1.
     pub(super) of_published: f64,
-    /// Images a second that were measured, where the budget counts.
-    rate: Option<f64>,
-    budget: Duration,
+    why: Why,
     runs: Runs,
 }
 
+/// What the length comes from.
+enum Why {
+    /// The published schedules.
+    Full,
+    Quick,
+    /// The iterations were given.
+    Given,
+    /// A time, and images a second that were measured.
+    Budget {
+        time: Duration,
+        rate: f64,
+    },
+}
+
 /// How many runs of each kind there are.
+#[derive(Clone, Copy)]
 struct Runs {
     baseline: usize,
     continued: usize,
@@ -73,23 +86,29 @@ impl Runs {
 pub(super) fn scale(pipeline: &Pipeline<'_>, subject: &Subject, tries: usize) -> Result<Scale> {
     let options = pipeline.options;
     let runs = Runs::new(subject, options.seed_list().len(), tries);
-    let budget = options.budget.map_or(USUAL, Into::into);
+    let given = |of_published: f64, why| Ok(Scale { of_published, why, runs });
     if options.full {
-        return Ok(Scale { of_published: 1.0, rate: None, budget, runs });
+        return given(1.0, Why::Full);
     }
     if options.quick {
-        return Ok(Scale { of_published: 0.0, rate: None, budget, runs });
+        return given(0.0, Why::Quick);
     }
+    if let Some(iterations) = options.iterations {
+        let share = subject.share(iterations);
+        ensure!(share <= 1.0, "--iterations {iterations}: more than were published; --full runs those");
+        return given(share, Why::Given);
+    }
+    let time = options.budget.map_or(USUAL, Into::into);
     let key = Key::new("rate", &[], &(subject.network(), subject.batch(), options.thread_count()));
     let rate = pipeline.store.value(&key, || measure(pipeline, subject))?;
-    let of_published = runs.share(subject, budget, rate, pipeline.data.test.len());
+    let of_published = runs.share(subject, time, rate, pipeline.data.test.len());
     ensure!(
         of_published > 0.0,
         "--budget {}: {} runs take longer to be evaluated alone, at {rate:.0} training images a second",
-        humantime::format_duration(budget),
+        humantime::format_duration(time),
         runs.baseline + runs.continued + runs.tuning
     );
-    Ok(Scale { of_published, rate: Some(rate), budget, runs })
+    given(of_published, Why::Budget { time, rate })
 }
 
 /// Images a second of training, the middle of some measurements.
@@ -144,13 +163,16 @@ impl Scale {
                 )
             })
             .collect();
-        let why = match self.rate {
-            Some(rate) => format!(
-                "A budget of {} at {rate:.0} training images a second",
-                humantime::format_duration(self.budget)
-            ),
-            None if self.of_published < 1.0 => "--quick".into(),
-            None => return format!("--full: the published schedules. {}.", jobs.join("; ")),
+        let why = match self.why {
+            Why::Budget { time, rate } => {
+                format!(
+                    "A budget of {} at {rate:.0} training images a second",
+                    humantime::format_duration(time)
+                )
+            }
+            Why::Given => "--iterations".into(),
+            Why::Quick => "--quick".into(),
+            Why::Full => return format!("--full: the published schedules. {}.", jobs.join("; ")),
         };
         format!("{why}: iterations and steps are shortened alike. {}.", jobs.join("; "))
     }

@@ -79,7 +79,10 @@ impl Context<'_> {
 
     fn accuracy_price(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
         let lost = self.results.gains("control", arm);
-        let (lost, which) = not_chosen_by(&lost);
+        let (lost, which) = match self.study.searched() {
+            true => not_chosen_by(&lost),
+            false => (&*lost, "one strength, not searched for"),
+        };
         let (most, paper) = match self.study.subject.published {
             Some(_) => (PRICE, (arm == "force-l2").then_some(0.75)),
             None => (0.0, None),

@@ -119,7 +119,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let network = subject.network();
     let pipeline = Pipeline { options, network, data: &split, preprocessing: &preprocessing, store: &store };
-    let tries = options.tries.unwrap_or(if options.quick { 2 } else { 6 });
+    let tries = options.tries.unwrap_or(match options.strengths {
+        Some(_) => 1,
+        None if options.quick => 2,
+        None => 6,
+    });
     let scale = budget::scale(&pipeline, &subject, tries)?;
     subject.scale = scale.of_published;
     let max_drop = options.max_drop.unwrap_or(subject.max_drop);
@@ -247,7 +251,11 @@ impl Study<'_> {
     /// The largest strength of each force whose loss against the control is within the limit. One that has to be rolled back is beyond.
     fn search(&self, results: &mut Results, seed: u64, baseline: &Model, control: f64) -> Result<()> {
         let forces = [("force-l1", Force::L1), ("force-l2", Force::L2)];
-        for ((name, force), first) in forces.into_iter().zip(self.subject.first_strengths()) {
+        let first = match self.pipeline.options.strengths.as_deref() {
+            Some(&[l1, l2]) => [l1, l2],
+            _ => self.subject.first_strengths(),
+        };
+        for ((name, force), first) in forces.into_iter().zip(first) {
             let mut tried = Vec::new();
             let largest = search::largest(first, self.max_drop, self.tries, |strength| {
                 let trained = match self.continued(name, seed, baseline, Some((force, strength))) {
@@ -405,6 +413,11 @@ impl Study<'_> {
         Ok(both)
     }
 
+    /// Whether the strengths are the outcome of a search, on the test set.
+    fn searched(&self) -> bool {
+        self.tries > 1
+    }
+
     fn summary(&self, results: &Results) -> String {
         let job = self.subject.continued(0, Some((Force::L2, 0.0)));
         let forced = job.force.as_ref().map_or(0, |force| force.multipliers.len());
@@ -430,6 +443,7 @@ impl Study<'_> {
         for (name, (strength, within)) in &results.chosen {
             let limit = format!("whose loss against the control is at most {} points", self.max_drop);
             notes.push(match within {
+                _ if !self.searched() => format!("{name}: strength {strength:.3e}, the only one that was tried."),
                 true => format!(
                     "{name}: strength {strength:.3e}, the largest of those tried {limit} on the test set and that had not to be \
                      rolled back, first seed."
@@ -439,10 +453,16 @@ impl Study<'_> {
                 ),
             });
         }
+        if self.searched() {
+            notes.push(
+                "The strengths are chosen by the first seed's accuracy on the same test set, so that seed is left out of \
+                 `accuracy-price` where there are others."
+                    .into(),
+            );
+        }
         notes.push(
-            "The strengths are chosen by the first seed's accuracy on the same test set, so that seed is left out of `accuracy-price` \
-             where there are others; the strengths of the paper are unknown. Forces rise over a twentieth of the iterations, and are \
-             rolled back where a network diverges."
+            "The strengths of the paper are unknown. Forces rise over a twentieth of the iterations, and are rolled back where a network \
+             diverges."
                 .into(),
         );
         notes.push(format!(

@@ -323,6 +323,11 @@ impl Subject {
         Job { iterations, steps: [first, second.max(first + 1)], ..job.clone() }
     }
 
+    /// Share of the published iterations with force that so many are.
+    pub(super) fn share(&self, iterations: u64) -> f64 {
+        Job { iterations, ..self.solver.continued.clone() }.share(&self.solver.continued)
+    }
+
     /// Where the search for a strength begins, L1 and L2: filters turn by strength times iterations, so a shorter run takes more.
     pub(super) fn first_strengths(&self) -> [f64; 2] {
         let share = self.scaled(&self.solver.continued).share(&self.solver.continued);
