@@ -1,7 +1,7 @@
 //! `test` and `ci`.
 
 use crate::cuda;
-use crate::run::{cargo, run};
+use crate::run::{cargo, run, starts};
 use crate::tidy;
 use anyhow::{Context as _, Result};
 use std::process::Command;
@@ -76,10 +76,6 @@ pub(crate) fn arm() -> Result<()> {
 }
 
 /// Whether a program is there.
-fn starts(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
-}
-
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("==> {name}");
     let start = Instant::now();

@@ -1,6 +1,6 @@
 //! `cuda-check`: the CUDA backend without a GPU.
 
-use crate::run::{cargo, root, run};
+use crate::run::{cargo, find_libraries, root, run};
 use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,13 +45,10 @@ fn part(libraries: &Path) -> Command {
 
 /// Lets a program find NVRTC from PyPI behind what the system has.
 pub(crate) fn add_compiler(program: &mut Command) -> Result<()> {
-    if let Some(libraries) = compiler(&root().join("target/cuda/nvrtc"))? {
-        let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-        let paths =
-            std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()).chain([libraries]);
-        program.env("LD_LIBRARY_PATH", std::env::join_paths(paths)?);
+    match compiler(&root().join("target/cuda/nvrtc"))? {
+        Some(libraries) => find_libraries(program, [libraries]),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Builds the stand-ins.
@@ -72,63 +69,28 @@ fn standins(folder: &Path) -> Result<PathBuf> {
 
 /// The folder of NVRTC's libraries, from PyPI, kept; `None` if they cannot be had.
 fn compiler(folder: &Path) -> Result<Option<PathBuf>> {
-    let wanted =
-        std::fs::read_to_string(root().join(REQUIREMENTS)).with_context(|| REQUIREMENTS.to_owned())?;
-    let libraries = folder.join("nvidia/cu13/lib");
-    let installed = folder.join("installed.txt");
-    if std::fs::read_to_string(&installed).ok().as_deref() != Some(&wanted) {
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--upgrade",
-        ]);
-        pip.arg("--target").arg(folder).args(["-r", REQUIREMENTS]);
-        if run(pip.current_dir(root())).is_err() {
-            return Ok(None);
-        }
-        std::fs::write(&installed, wanted)?;
+    if !install(REQUIREMENTS, folder)? {
+        return Ok(None);
     }
+    let libraries = folder.join("nvidia/cu13/lib");
     ensure!(libraries.is_dir(), "{}: the package has no such folder", libraries.display());
     Ok(Some(libraries))
 }
 
-/// Says a version, and writes empty files where nvcc would write code.
-const NVCC: &str = r#"#!/bin/sh
-case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.48"; exit 0;; esac
-while [ $# -gt 0 ]; do
-  case "$1" in
-    -o|--output-file) : > "$2"; shift;;
-    --output-directory) folder=$2; shift;;
-    *.cu) source=$1;;
-  esac
-  shift
-done
-[ -z "$folder" ] || [ -z "$source" ] || : > "$folder/$(basename "$source" .cu).ptx"
-"#;
-
-/// Type-checks training and experiments with candle's `cuda`, whose kernels are not compiled: a stand-in takes the place of nvcc.
-pub(crate) fn check_training() -> Result<()> {
-    let folder = root().join("target/cuda/nvcc");
-    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let nvcc = folder.join("nvcc");
-    std::fs::write(&nvcc, NVCC).with_context(|| nvcc.display().to_string())?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(&nvcc, std::fs::Permissions::from_mode(0o755))?;
+/// Unpacks packages from PyPI into a folder, unless they are there; false if they cannot be had.
+pub(crate) fn install(requirements: &str, folder: &Path) -> Result<bool> {
+    let wanted =
+        std::fs::read_to_string(root().join(requirements)).with_context(|| requirements.to_owned())?;
+    let installed = folder.join("installed.txt");
+    if std::fs::read_to_string(&installed).ok().as_deref() == Some(&wanted) {
+        return Ok(true);
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::iter::once(folder.clone()).chain(std::env::split_paths(&path)))?;
-    let target = root().join("target/cuda/check");
-    let mut check =
-        cargo(&["check", "--quiet", "--package", "cofilter-train", "--package", "cofilter-repro"]);
-    check.args(["--features", "cofilter-train/cuda,cofilter-repro/cuda"]);
-    check.env("PATH", path).env("NVCC", &nvcc).env("CUDA_HOME", &folder).env("CARGO_TARGET_DIR", target);
-    // The architecture, which nobody can ask a device for, and the newest toolkit that cudarc and the stand-in agree on.
-    run(check.env("CUDA_COMPUTE_CAP", "80").env("CUDARC_CUDA_VERSION", "13000"))
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]);
+    pip.arg("--target").arg(folder).args(["-r", requirements]);
+    if run(pip.current_dir(root())).is_err() {
+        return Ok(false);
+    }
+    std::fs::write(&installed, wanted).with_context(|| installed.display().to_string())?;
+    Ok(true)
 }

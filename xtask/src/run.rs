@@ -42,3 +42,20 @@ pub(crate) fn line(program: &str, args: &[&str]) -> Option<String> {
     let text = String::from_utf8(output(program, args)?).ok()?;
     Some(text.lines().next().unwrap_or_default().to_owned())
 }
+
+/// Whether a program is there and tells its version.
+pub(crate) fn starts(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Lets a program find shared libraries in these folders, behind those that it finds already.
+pub(crate) fn find_libraries(
+    program: &mut Command,
+    folders: impl IntoIterator<Item = PathBuf>,
+) -> Result<()> {
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    // An empty path would be the current folder.
+    let others = std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    program.env("LD_LIBRARY_PATH", std::env::join_paths(others.chain(folders))?);
+    Ok(())
+}

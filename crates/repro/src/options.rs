@@ -1,5 +1,7 @@
 //! What an experiment can be told on the command line.
 
+#[cfg(feature = "cuda")]
+use anyhow::Context as _;
 use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -110,6 +112,9 @@ pub struct Options {
     /// Strengths of the L1-norm and the L2-norm force of convnet or resnet20: where the search begins, or with one try what is taken
     #[arg(long, value_name = "L1,L2", value_delimiter = ',')]
     pub strengths: Option<Vec<f64>>,
+    /// Forces of convnet or resnet20 in proportion to the gradient of each layer: strengths are shares of its norm
+    #[arg(long)]
+    pub adaptive: bool,
     /// Keep the report under docs/runs too, by the name of the folder of --out, and write docs/results.md anew
     #[arg(long, conflicts_with = "quick")]
     pub keep: bool,
@@ -138,6 +143,7 @@ impl Options {
             ("--max-drop", self.max_drop.is_some()),
             ("--tries", self.tries.is_some()),
             ("--strengths", self.strengths.is_some()),
+            ("--adaptive", self.adaptive),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given && !on_cifar) {
             bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
@@ -204,7 +210,9 @@ impl Options {
         match self.device {
             DeviceKind::Cpu => Ok(candle_core::Device::Cpu),
             #[cfg(feature = "cuda")]
-            DeviceKind::Cuda => Ok(candle_core::Device::new_cuda(0)?),
+            DeviceKind::Cuda => {
+                candle_core::Device::new_cuda(0).context("--device cuda: no CUDA device can be opened")
+            }
         }
     }
 
