@@ -3,7 +3,7 @@
 use crate::options::{Experiment, Options, root};
 use anyhow::{Result, bail, ensure};
 use cofilter_data::{Augment, Dataset, mean_image, preprocessing};
-use cofilter_force::Force;
+use cofilter_force::{Force, Scaling};
 use cofilter_formats::{StateDict, caffe};
 use cofilter_graph::{Model, Preprocessing};
 use cofilter_train::{ForceRule, Multiplier, Multipliers, Recipe, Rollback, Schedule};
@@ -29,6 +29,8 @@ pub(super) struct Subject {
     pub(super) published: Option<[Vec<usize>; 2]>,
     /// Where the search for a strength begins at the published length, L1 and L2.
     strengths: [f64; 2],
+    /// Whether strengths are fixed, or shares of the gradient's norm.
+    scaling: Scaling,
     /// Points of accuracy that the force may cost in that search.
     pub(super) max_drop: f64,
     /// Times that the published schedules were shortened to.
@@ -78,17 +80,21 @@ impl Job {
 pub(super) const EVALUATIONS: u64 = 10;
 /// Part of the iterations over which a force rises.
 const WARM_UP: u64 = 20;
+/// Share of the gradient's norm that the search for a strength begins with.
+const SHARE: f64 = 0.1;
 /// Fewest iterations of a run, however short the time.
 const FEWEST: u64 = 10;
 
 impl Subject {
     /// The network of an experiment.
     pub(super) fn new(options: &Options) -> Result<Self> {
-        match options.experiment {
-            Experiment::Convnet => Self::convnet(options.from_scratch),
-            Experiment::Resnet20 => Self::resnet20(options.from_scratch),
+        let subject = match options.experiment {
+            Experiment::Convnet => Self::convnet(options.from_scratch)?,
+            Experiment::Resnet20 => Self::resnet20(options.from_scratch)?,
             other => bail!("{}: no experiment of this kind", other.name()),
-        }
+        };
+        let scaling = if options.adaptive { Scaling::Adaptive } else { Scaling::Fixed };
+        Ok(Self { scaling, ..subject })
     }
 
     fn convnet(from_scratch: bool) -> Result<Self> {
@@ -123,6 +129,7 @@ impl Subject {
             published: None,
             // The example in the authors' readme is 5e-5, L2.
             strengths: [5e-5, 5e-5],
+            scaling: Scaling::Fixed,
             max_drop: 0.0,
             scale: 1.0,
         })
@@ -154,6 +161,7 @@ impl Subject {
             published: Some(figure_5()?),
             // A filter of the last layers, pulled by 64 that point anywhere, turns by about a radian at the first rate.
             strengths: [6e-6, 6e-6],
+            scaling: Scaling::Fixed,
             max_drop: 0.75,
             scale: 1.0,
         })
@@ -186,6 +194,13 @@ impl Subject {
     /// Where this is not what the authors did, or what they did is not known.
     pub(super) fn deviations(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if self.scaling == Scaling::Adaptive {
+            notes.push(
+                "The strength of a force is its share of the gradient's norm, layer by layer and update by update, as the authors' solver \
+                 offers; which of their results were made so is not known."
+                    .into(),
+            );
+        }
         if self.name == "resnet20" {
             notes.push(
                 "The authors' learning rates with force and for fine-tuning are not known: here 0.1, as their baseline has, and 0.01."
@@ -267,6 +282,7 @@ impl Subject {
         let rule = |(force, strength)| ForceRule {
             warm_up: recipe.iterations / WARM_UP,
             rollback: Some(Rollback::default()),
+            scaling: self.scaling,
             ..ForceRule::new(force, strength, self.network.force_layers.clone())
         };
         let force = force.map(rule);
@@ -330,6 +346,9 @@ impl Subject {
 
     /// Where the search for a strength begins, L1 and L2: filters turn by strength times iterations, so a shorter run takes more.
     pub(super) fn first_strengths(&self) -> [f64; 2] {
+        if self.scaling == Scaling::Adaptive {
+            return [SHARE; 2];
+        }
         let share = self.scaled(&self.solver.continued).share(&self.solver.continued);
         self.strengths.map(|strength| strength / share)
     }
@@ -410,6 +429,9 @@ mod tests {
                 .zip(short.strengths)
                 .all(|(s, full)| (s / full - 100.0).abs() < 1e-9)
         );
+        let adaptive = Subject { scaling: Scaling::Adaptive, ..short.clone() };
+        assert_eq!(adaptive.first_strengths(), [SHARE; 2], "a share does not depend on the length");
+        assert_eq!(adaptive.continued(1, Some((Force::L1, SHARE))).force.unwrap().scaling, Scaling::Adaptive);
         let shortest = subject(short, 0.0).continued(1, Some((Force::L1, 1e-3)));
         assert_eq!((shortest.iterations, shortest.evaluate_every), (FEWEST, 1));
         let graph = Subject::resnet20(false).unwrap().network.graph;
