@@ -28,8 +28,9 @@ impl Step {
         let Window { kernel, stride, padding, dilation, groups } = *window;
         let out = |d: usize| (src.size[d] + 2 * padding[d]).checked_sub(dilation[d] * (kernel[d] - 1));
         let (Some(height), Some(width)) = (out(0), out(1)) else { return false };
-        groups == 1
-            && stride == [1, 1]
+        stride == [1, 1]
+            && groups > 0
+            && src.channels().is_multiple_of(groups)
             && src.pixel_stride == 1
             && src.phases == 1
             && u32::try_from(src.image_stride).is_ok()
@@ -124,6 +125,40 @@ fn tiles(pixels: usize, most: usize) -> Vec<Tile> {
     tiles
 }
 
+/// Weights, `[filters of all groups, columns of a group]`.
+struct Matrix<'a> {
+    weights: &'a [f32],
+    /// Filters of a group.
+    filters: usize,
+    /// Columns of a group.
+    columns: usize,
+}
+
+impl Matrix<'_> {
+    /// The groups of some filters.
+    fn groups(&self, filters: &Range<usize>) -> Range<usize> {
+        filters.start / self.filters..filters.end.div_ceil(self.filters)
+    }
+
+    /// Of a filter at a column, counted over all groups; none where the column is another group's.
+    fn weight(&self, filter: usize, column: usize) -> f32 {
+        let first = filter / self.filters * self.columns;
+        match column.checked_sub(first).filter(|column| *column < self.columns) {
+            Some(column) => self.weights[filter * self.columns + column],
+            None => 0.0,
+        }
+    }
+}
+
+/// The filters of each block of a result.
+fn filters_of(dst: &View) -> impl Iterator<Item = Range<usize>> {
+    dst.lanes.iter().scan(0, |first, &lanes| {
+        let filters = *first..*first + usize::from(lanes);
+        *first = filters.end;
+        Some(filters)
+    })
+}
+
 impl Sparse {
     fn new(
         tier: &'static Tier,
@@ -136,8 +171,12 @@ impl Sparse {
         check(&window, weights, src, add, dst);
         assert!(Step::sparse_conv_fits(&window, src), "sparse convolution: {window:?} of {src:?}");
         let [height, width] = window.kernel;
-        let columns = src.channels() * height * width;
-        // Distance of each column of the weight matrix.
+        let matrix = Matrix {
+            weights: weights.weight,
+            filters: dst.channels() / window.groups,
+            columns: src.channels() / window.groups * height * width,
+        };
+        // Distance of each column of all groups.
         let distance = |column: usize| {
             let (channel, r, s) = (column / (height * width), column / width % height, column % width);
             channel * src.block_stride + r * window.dilation[0] * src.row_stride + s * window.dilation[1]
@@ -148,8 +187,16 @@ impl Sparse {
         let widest = tiles.iter().map(|tile| tile.vectors * BLOCK).max().unwrap_or(0);
         let window_len =
             (height - 1) * window.dilation[0] * src.row_stride + (width - 1) * window.dilation[1];
-        let parts =
-            (src.channels() * (widest + window_len)).div_ceil(RESIDENT).clamp(1, src.channels().max(1));
+        // Blocks of the result, and the channels that each of them reads.
+        let blocks: Vec<(Range<usize>, Range<usize>)> = filters_of(dst)
+            .map(|filters| {
+                let of = matrix.groups(&filters);
+                let each = src.channels() / window.groups;
+                (filters, of.start * each..of.end * each)
+            })
+            .collect();
+        let most = blocks.iter().map(|(_, channels)| channels.len()).max().unwrap_or(0);
+        let parts = (most * (widest + window_len)).div_ceil(RESIDENT).clamp(1, most.max(1));
         let mut sparse = Self {
             tier,
             window,
@@ -164,20 +211,18 @@ impl Sparse {
             tiles,
             dst: dst.clone(),
         };
-        let part = |part: usize| part * src.channels() / parts * height * width;
-        let mut first = 0;
-        for &lanes in dst.lanes.iter() {
-            let end = first + usize::from(lanes);
-            let bias =
-                |filter| if filter < end { weights.bias.map_or(0.0, |bias| bias[filter]) } else { 0.0 };
-            sparse.bias.extend((first..first + BLOCK).map(bias));
+        for (filters, channels) in blocks {
+            let bias = |filter| {
+                if filter < filters.end { weights.bias.map_or(0.0, |bias| bias[filter]) } else { 0.0 }
+            };
+            sparse.bias.extend((filters.start..filters.start + BLOCK).map(bias));
+            let part = |part: usize| (channels.start + part * channels.len() / parts) * height * width;
             for i in 0..parts {
-                for lane in (0..BLOCK).step_by(FILTERS) {
-                    let filters = first + lane..end.min(first + lane + FILTERS);
-                    sparse.pack(weights.weight, columns, filters, part(i)..part(i + 1), &distance);
+                for first in (filters.start..filters.start + BLOCK).step_by(FILTERS) {
+                    let filters = first.min(filters.end)..filters.end.min(first + FILTERS);
+                    sparse.pack(&matrix, filters, part(i)..part(i + 1), &distance);
                 }
             }
-            first = end;
         }
         sparse
     }
@@ -185,16 +230,14 @@ impl Sparse {
     /// Packs some columns of some filters.
     fn pack(
         &mut self,
-        weight: &[f32],
-        columns: usize,
+        matrix: &Matrix<'_>,
         filters: Range<usize>,
         part: Range<usize>,
         distance: &impl Fn(usize) -> usize,
     ) {
-        let weight = |filter: usize, column: usize| weight[filter * columns + column];
         let mut by_pattern: [Vec<usize>; PATTERNS] = Default::default();
         for column in part {
-            let bit = |(i, filter)| usize::from(weight(filter, column) != 0.0) << i;
+            let bit = |(i, filter)| usize::from(matrix.weight(filter, column) != 0.0) << i;
             by_pattern[filters.clone().enumerate().map(bit).sum::<usize>()].push(column);
         }
         let mut packed = Packed { places: [0; PATTERNS + 1], weights: [0; PATTERNS] };
@@ -205,7 +248,8 @@ impl Sparse {
             packed.weights[pattern] = small(self.weights.len());
             for &column in columns {
                 self.places.push(small(distance(column)));
-                let nonzero = filters.clone().map(|filter| weight(filter, column)).filter(|w| *w != 0.0);
+                let nonzero =
+                    filters.clone().map(|filter| matrix.weight(filter, column)).filter(|w| *w != 0.0);
                 self.weights.extend(nonzero);
             }
         }

@@ -109,12 +109,13 @@ fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
         Algorithm::Sparse => {
             let row = width + 2 * conv.padding[1];
             let vectors = images * ((height - 1) * row + width).div_ceil(BLOCK) as f64;
-            let weights = taps * (inputs * outputs) as f64 * step.density.weights;
+            let weights = groups * taps * (inputs * outputs) as f64 * step.density.weights;
             // A vector is read for one filter and some of the three beside it; where windows are wider than a pixel most lie across two
             // lines of the cache.
-            let reads = taps * (inputs * outputs) as f64 / 4.0 * (1.0 - (1.0 - step.density.weights).powi(4));
+            let reads = groups * taps * (inputs * outputs) as f64 / 4.0
+                * (1.0 - (1.0 - step.density.weights).powi(4));
             let read = if conv.kernel[1] == 1 { 0.2 } else { 0.55 };
-            let copy = images * (height * width).div_ceil(BLOCK) as f64 * inputs as f64 * 6.0;
+            let copy = images * (height * width).div_ceil(BLOCK) as f64 * (conv.groups * inputs) as f64 * 6.0;
             (vectors * (weights / 2.0 + reads * read) / 0.93 + copy, weights * 6.4)
         }
         Algorithm::Winograd(tile) => {

@@ -106,6 +106,7 @@ fn every_form_of_a_pruned_layer_equals_the_oracle() {
         }
         assert!(all.contains("conv2d 3x3, sparse, 33 % of weights"), "{all}");
         assert!(all.contains("conv2d 1x1, sparse, "), "{all}");
+        assert!(all.contains("conv2d 3x3, 2 groups, sparse, 33 % of weights"), "{all}");
     }
     // All of them, and whole columns.
     for zero in [|_: &str, _| true, |name: &str, at| name == "plain" && at % 9 < 6] {

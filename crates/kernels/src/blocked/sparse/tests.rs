@@ -6,6 +6,7 @@ struct Case {
     kernel: [usize; 2],
     padding: [usize; 2],
     dilation: [usize; 2],
+    groups: usize,
     inputs: usize,
     outputs: &'static [usize],
     size: [usize; 2],
@@ -21,6 +22,7 @@ const USUAL: Case = Case {
     kernel: [3, 3],
     padding: [1, 1],
     dilation: [1, 1],
+    groups: 1,
     inputs: 5,
     outputs: &[16],
     size: [9, 11],
@@ -33,16 +35,16 @@ const USUAL: Case = Case {
 
 fn check_case(case: &Case, seed: u32) {
     let outputs: usize = case.outputs.iter().sum();
-    let Case { kernel, padding, dilation, inputs, size, images, .. } = *case;
+    let Case { kernel, padding, dilation, groups, inputs, size, images, .. } = *case;
     let out: [usize; 2] = std::array::from_fn(|d| size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1));
-    let window = Window { kernel, stride: [1, 1], padding, dilation, groups: 1 };
+    let window = Window { kernel, stride: [1, 1], padding, dilation, groups };
     let src = View::planar(16, inputs, size, padding.map(|p| p + case.more), 1);
     let dst = View::blocked(src.extent(images).end.next_multiple_of(16), case.outputs, out, [1, 2]);
     let add = View::blocked(dst.extent(images).end, case.outputs, out, [0, 1]);
     // Nothing behind the last view may be read.
     let mut arena = vec![f32::NAN; add.extent(images).end];
     let x = noise(images * inputs * size[0] * size[1], seed);
-    let keep = noise(outputs * inputs * kernel[0] * kernel[1], seed + 1);
+    let keep = noise(outputs * inputs / groups * kernel[0] * kernel[1], seed + 1);
     let weight: Vec<f32> = (noise(keep.len(), seed + 2).iter().zip(&keep))
         .map(|(w, keep)| if (keep + 1.0) / 2.0 < case.density { *w } else { 0.0 })
         .collect();
@@ -84,6 +86,11 @@ fn results_are_those_of_the_formula() {
         Case { dilation: [2, 3], padding: [2, 3], size: [12, 7], add: true, ..USUAL },
         Case { padding: [0, 0], size: [3, 18], images: 1, ..USUAL },
         Case { more: 2, size: [16, 14], outputs: &[40], ..USUAL },
+        Case { groups: 2, inputs: 6, outputs: &[32], relu: true, ..USUAL },
+        // Groups that share blocks, and fours of filters.
+        Case { groups: 3, inputs: 6, outputs: &[9, 18], add: true, ..USUAL },
+        Case { groups: 5, inputs: 5, outputs: &[5], density: 1.0, ..USUAL },
+        Case { groups: 4, inputs: 400, outputs: &[40], density: 0.1, ..USUAL },
         // Just sixteen pixels; more than one tile, the last one short.
         Case { kernel: [1, 1], padding: [0, 0], size: [4, 4], ..USUAL },
         Case { kernel: [1, 1], padding: [0, 0], size: [1, 17], ..USUAL },
@@ -103,12 +110,18 @@ fn shapes_drawn_at_random() {
     while checked < 40 {
         let kernel = [1 + below(4), 1 + below(4)];
         let dilation = [1 + below(2), 1 + below(2)];
+        let groups = [1, 1, 2, 3][below(4)];
+        let outputs: &[&[usize]] = match groups {
+            1 => &[&[1], &[16], &[17], &[9, 30], &[64]],
+            _ => &[&[6], &[12, 6], &[36], &[48]],
+        };
         let case = Case {
             kernel,
             dilation,
+            groups,
             padding: [below(3), below(3)],
-            inputs: 1 + below(20),
-            outputs: [&[1][..], &[16], &[17], &[9, 30], &[64]][below(5)],
+            inputs: groups * (1 + below(20)),
+            outputs: outputs[below(outputs.len())],
             size: [1 + below(18), 1 + below(40)],
             more: below(2),
             images: 1 + below(2),
@@ -116,7 +129,7 @@ fn shapes_drawn_at_random() {
             relu: below(2) == 1,
             density: below(11) as f32 / 10.0,
         };
-        let window = Window { kernel, stride: [1, 1], padding: case.padding, dilation, groups: 1 };
+        let window = Window { kernel, stride: [1, 1], padding: case.padding, dilation, groups };
         let src = View::planar(0, case.inputs, case.size, case.padding.map(|p| p + case.more), 1);
         if Step::sparse_conv_fits(&window, &src) {
             check_case(&case, 1000 + checked);
@@ -153,7 +166,8 @@ fn what_does_not_fit_is_told() {
     assert!(Step::sparse_conv_fits(&window, &planar([8, 8])));
     assert!(!Step::sparse_conv_fits(&window, &planar([2, 3])), "fewer than sixteen pixels");
     assert!(!Step::sparse_conv_fits(&Window { stride: [2, 2], ..window }, &planar([8, 8])));
-    assert!(!Step::sparse_conv_fits(&Window { groups: 2, ..window }, &planar([8, 8])));
+    assert!(Step::sparse_conv_fits(&Window { groups: 2, ..window }, &planar([8, 8])));
+    assert!(!Step::sparse_conv_fits(&Window { groups: 3, ..window }, &planar([8, 8])), "four channels");
     assert!(!Step::sparse_conv_fits(&window, &View::blocked(0, &[16], [8, 8], [1, 1])));
     assert!(!Step::sparse_conv_fits(&Window { kernel: [20, 3], ..window }, &planar([8, 8])));
 }
