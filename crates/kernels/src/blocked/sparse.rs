@@ -69,12 +69,12 @@ struct Packed {
 /// Neighbouring pixels, across the ends of rows.
 #[derive(Clone, Copy, Debug)]
 struct Tile {
-    /// First pixel that is read, counted with the border.
+    /// First pixel, counted with the border.
     start: usize,
     /// Vectors.
     vectors: usize,
-    /// First pixel that is written: those before belong to the tile before.
-    from: usize,
+    /// Where the last vector begins, from `start`: it reaches back where another one would read behind the end.
+    last: isize,
 }
 
 #[derive(Debug)]
@@ -109,17 +109,17 @@ impl Kernel for MostVectors {
     }
 }
 
-/// Cuts so many pixels into tiles of at most so many vectors; the last one reaches back, so that nothing behind the end is read.
+/// Cuts so many pixels, at least a vector, into tiles of at most so many vectors; nothing behind the end is read.
 fn tiles(pixels: usize, most: usize) -> Vec<Tile> {
     let vectors = pixels.div_ceil(BLOCK);
-    // One tile that reached back would begin before the first pixel.
-    let count = vectors.div_ceil(most).max(if pixels.is_multiple_of(BLOCK) { 1 } else { 2 });
+    let count = vectors.div_ceil(most);
     let mut tiles = Vec::with_capacity(count);
     let mut done = 0;
     for i in 0..count {
         let of = (vectors - done).div_ceil(count - i);
-        let from = done * BLOCK;
-        tiles.push(Tile { start: from.min(pixels - of * BLOCK), vectors: of, from });
+        let start = done * BLOCK;
+        let last = (start + (of - 1) * BLOCK).min(pixels - BLOCK) as isize - start as isize;
+        tiles.push(Tile { start, vectors: of, last });
         done += of;
     }
     tiles
@@ -401,11 +401,15 @@ impl Part<'_> {
         let weights = &self.sparse.weights[packed.weights[P] as usize..];
         debug_assert!(weights.len() >= places.len() * P.count_ones() as usize, "a weight for each filter");
         let mut weight = weights.as_ptr();
+        let last = self.tile.last;
         for &place in places {
             // SAFETY: handed on from the caller; the weights of a pattern are one for each place and filter.
             unsafe {
                 let src = pixels.add(place as usize);
-                let values: [L::Vector; N] = std::array::from_fn(|n| L::load(src.add(n * BLOCK)));
+                let values: [L::Vector; N] = std::array::from_fn(|n| match n + 1 < N {
+                    true => L::load(src.add(n * BLOCK)),
+                    false => L::load(src.offset(last)),
+                });
                 for (f, sums) in sums.iter_mut().enumerate() {
                     if P >> f & 1 == 1 {
                         let factor = L::splat(*weight);
@@ -427,16 +431,19 @@ impl Part<'_> {
     unsafe fn write<L: Lanes, const N: usize>(&self) {
         let Sparse { src, add, relu, dst, .. } = self.sparse;
         let (row, [height, width]) = (src.row_stride, dst.size);
-        let (mut y, mut x) = (self.tile.start / row, self.tile.start % row);
-        let mut pixel = self.tile.start;
         for n in 0..N {
+            let from = self.tile.start + n * BLOCK;
+            let mut pixel =
+                if n + 1 < N { from } else { self.tile.start.wrapping_add_signed(self.tile.last) };
+            let (mut y, mut x) = (pixel / row, pixel % row);
             // SAFETY: handed on from the caller; pixels of the border are left out.
             unsafe {
                 let mut rows: [L::Vector; BLOCK] =
                     std::array::from_fn(|channel| L::load(self.scratch.add((channel * N + n) * BLOCK)));
                 L::transpose(&mut rows);
                 for mut value in rows {
-                    if pixel >= self.tile.from && x < width && y < height {
+                    // What lies before was computed by the vector before, too.
+                    if pixel >= from && x < width && y < height {
                         if let Some(add) = add {
                             let add = self.memory.at(add, self.image, self.block, y as isize, x as isize);
                             value = L::add(value, L::load(add));

@@ -144,15 +144,15 @@ fn tiles_cover_every_pixel_once_and_nothing_behind() {
         for pixels in 16..400 {
             let tiles = tiles(pixels, most);
             let mut next = 0;
-            for (i, tile) in tiles.iter().enumerate() {
-                let end = tile.start + tile.vectors * BLOCK;
+            for tile in &tiles {
                 assert!(
-                    tile.from == next && tile.start <= tile.from && end <= pixels,
+                    (1..=most).contains(&tile.vectors) && tile.start == next,
                     "{pixels} {most}: {tile:?}"
                 );
-                assert!((1..=most).contains(&tile.vectors), "{pixels} {most}: {tile:?}");
-                next = if i + 1 == tiles.len() { end } else { tiles[i + 1].from };
-                assert!(next <= end);
+                let before = tile.start + (tile.vectors - 1) * BLOCK;
+                let end = tile.start.wrapping_add_signed(tile.last) + BLOCK;
+                assert!(end > before && end <= pixels, "{pixels} {most}: {tile:?}");
+                next = end;
             }
             assert_eq!(next, pixels, "{most}: {tiles:?}");
         }
