@@ -1,11 +1,14 @@
 //! Convolutions whose weights are zero here and there.
 //!
 //! The map that is read is planar, so sixteen neighbouring pixels of a channel fill a vector, and a weight is one multiplication of such
-//! vectors by a number: weights that are zero cost nothing. A tile of [`most_vectors`] vectors of pixels is computed for
+//! vectors by a number: weights that are zero cost nothing. A tile of up to [`VECTORS`] vectors of pixels is computed for
 //! [`FILTERS`] filters at once, so that every vector that is read serves all of them. Which filters have a weight at a place of the
 //! window is one of fifteen patterns, and places are sorted by it: each pattern is a loop of its own without a branch, with sums that
-//! stay in registers. So many channels are read at a time as the first-level cache holds, for all filters of a block.
+//! stay in registers; patterns of few places go with another one that has their filters, zeros included. So many channels are
+//! read at a time as the first-level cache holds, for all filters of a block, where these share what they read.
 #![expect(unsafe_code, reason = "pixels are read and written through pointers to shared memory")]
+
+mod pack;
 
 use super::conv::check;
 use super::lanes::{Kernel, Lanes};
@@ -13,6 +16,7 @@ use super::memory::Memory;
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View, Weights, Window};
 use crate::tier::{self, Tier};
+use pack::{Matrix, Packed, Shape, Weighted, filters_of};
 use std::ops::Range;
 
 /// Filters computed at once.
@@ -54,18 +58,6 @@ impl Step {
     }
 }
 
-/// Numbers that a tile reads of some channels, for all filters of a block before those of the next channels: 24 KiB.
-const RESIDENT: usize = 6 * 1024;
-
-/// Weights of the filters that are computed at once, for some channels.
-#[derive(Debug)]
-struct Packed {
-    /// Where the places of each pattern begin; and the end.
-    places: [u32; PATTERNS + 1],
-    /// Where their weights begin.
-    weights: [u32; PATTERNS],
-}
-
 /// Neighbouring pixels, across the ends of rows.
 #[derive(Clone, Copy, Debug)]
 struct Tile {
@@ -86,13 +78,7 @@ struct Sparse {
     relu: bool,
     /// One for each filter of the blocks.
     bias: Vec<f32>,
-    /// For each block of the result, each part of the channels, and each [`FILTERS`] filters.
-    filters: Vec<Packed>,
-    /// Parts of the channels.
-    parts: usize,
-    /// Distances of places from the first one of the window.
-    places: Vec<u32>,
-    weights: Vec<f32>,
+    weighted: Weighted,
     tiles: Vec<Tile>,
     dst: View,
 }
@@ -125,40 +111,6 @@ fn tiles(pixels: usize, most: usize) -> Vec<Tile> {
     tiles
 }
 
-/// Weights, `[filters of all groups, columns of a group]`.
-struct Matrix<'a> {
-    weights: &'a [f32],
-    /// Filters of a group.
-    filters: usize,
-    /// Columns of a group.
-    columns: usize,
-}
-
-impl Matrix<'_> {
-    /// The groups of some filters.
-    fn groups(&self, filters: &Range<usize>) -> Range<usize> {
-        filters.start / self.filters..filters.end.div_ceil(self.filters)
-    }
-
-    /// Of a filter at a column, counted over all groups; none where the column is another group's.
-    fn weight(&self, filter: usize, column: usize) -> f32 {
-        let first = filter / self.filters * self.columns;
-        match column.checked_sub(first).filter(|column| *column < self.columns) {
-            Some(column) => self.weights[filter * self.columns + column],
-            None => 0.0,
-        }
-    }
-}
-
-/// The filters of each block of a result.
-fn filters_of(dst: &View) -> impl Iterator<Item = Range<usize>> {
-    dst.lanes.iter().scan(0, |first, &lanes| {
-        let filters = *first..*first + usize::from(lanes);
-        *first = filters.end;
-        Some(filters)
-    })
-}
-
 impl Sparse {
     fn new(
         tier: &'static Tier,
@@ -184,82 +136,29 @@ impl Sparse {
         // SAFETY: the kernel reads and writes nothing.
         let most = unsafe { tier.launch(MostVectors) };
         let tiles = tiles((dst.size[0] - 1) * src.row_stride + dst.size[1], most);
-        let widest = tiles.iter().map(|tile| tile.vectors * BLOCK).max().unwrap_or(0);
+        let vectors = tiles.iter().map(|tile| tile.vectors).max().unwrap_or(0);
         let window_len =
             (height - 1) * window.dilation[0] * src.row_stride + (width - 1) * window.dilation[1];
-        // Blocks of the result, and the channels that each of them reads.
-        let blocks: Vec<(Range<usize>, Range<usize>)> = filters_of(dst)
-            .map(|filters| {
-                let of = matrix.groups(&filters);
-                let each = src.channels() / window.groups;
-                (filters, of.start * each..of.end * each)
-            })
-            .collect();
-        let most = blocks.iter().map(|(_, channels)| channels.len()).max().unwrap_or(0);
-        let parts = (most * (widest + window_len)).div_ceil(RESIDENT).clamp(1, most.max(1));
-        let mut sparse = Self {
+        let shape = Shape { vectors, taps: height * width, len: vectors * BLOCK + window_len };
+        let weighted = Weighted::new(&matrix, dst, &shape, distance);
+        let bias = |filter: usize| weights.bias.map_or(0.0, |bias| bias[filter]);
+        let biases = |filters: Range<usize>| {
+            let end = filters.start + BLOCK;
+            let there = filters.clone().map(bias);
+            there.chain((filters.end..end).map(|_| 0.0)).collect::<Vec<f32>>()
+        };
+        Self {
             tier,
             window,
             src: src.clone(),
             add: add.cloned(),
             relu: weights.relu,
-            bias: Vec::new(),
-            filters: Vec::new(),
-            parts,
-            places: Vec::new(),
-            weights: Vec::new(),
+            bias: filters_of(dst).flat_map(biases).collect(),
+            weighted,
             tiles,
             dst: dst.clone(),
-        };
-        for (filters, channels) in blocks {
-            let bias = |filter| {
-                if filter < filters.end { weights.bias.map_or(0.0, |bias| bias[filter]) } else { 0.0 }
-            };
-            sparse.bias.extend((filters.start..filters.start + BLOCK).map(bias));
-            let part = |part: usize| (channels.start + part * channels.len() / parts) * height * width;
-            for i in 0..parts {
-                for first in (filters.start..filters.start + BLOCK).step_by(FILTERS) {
-                    let filters = first.min(filters.end)..filters.end.min(first + FILTERS);
-                    sparse.pack(&matrix, filters, part(i)..part(i + 1), &distance);
-                }
-            }
         }
-        sparse
     }
-
-    /// Packs some columns of some filters.
-    fn pack(
-        &mut self,
-        matrix: &Matrix<'_>,
-        filters: Range<usize>,
-        part: Range<usize>,
-        distance: &impl Fn(usize) -> usize,
-    ) {
-        let mut by_pattern: [Vec<usize>; PATTERNS] = Default::default();
-        for column in part {
-            let bit = |(i, filter)| usize::from(matrix.weight(filter, column) != 0.0) << i;
-            by_pattern[filters.clone().enumerate().map(bit).sum::<usize>()].push(column);
-        }
-        let mut packed = Packed { places: [0; PATTERNS + 1], weights: [0; PATTERNS] };
-        // Places without any weight are left out.
-        by_pattern[0].clear();
-        for (pattern, columns) in by_pattern.iter().enumerate() {
-            packed.places[pattern] = small(self.places.len());
-            packed.weights[pattern] = small(self.weights.len());
-            for &column in columns {
-                self.places.push(small(distance(column)));
-                let nonzero =
-                    filters.clone().map(|filter| matrix.weight(filter, column)).filter(|w| *w != 0.0);
-                self.weights.extend(nonzero);
-            }
-        }
-        packed.places[PATTERNS] = small(self.places.len());
-        self.filters.push(packed);
-    }
-}
-
-fn small(number: usize) -> u32 {
-    u32::try_from(number).expect("a map of less than 2^32 numbers")
 }
 
 impl Stage for Sparse {
@@ -276,9 +175,9 @@ impl Stage for Sparse {
     }
 
     fn weight_bytes(&self) -> usize {
-        size_of_val(&*self.weights)
-            + size_of_val(&*self.places)
-            + size_of_val(&*self.filters)
+        size_of_val(&*self.weighted.weights)
+            + size_of_val(&*self.weighted.places)
+            + size_of_val(&*self.weighted.filters)
             + size_of_val(&*self.bias)
     }
 
@@ -336,7 +235,7 @@ impl Part<'_> {
     /// As [`Stage::run`]; the machine has `L` and the caller is compiled for it.
     #[inline(always)]
     unsafe fn vectors<L: Lanes, const N: usize>(&self) {
-        let Sparse { window, src, filters, bias, parts, .. } = self.sparse;
+        let Sparse { window, src, bias, weighted: Weighted { filters, parts, .. }, .. } = self.sparse;
         let [above, left] = window.padding.map(|padding| padding as isize);
         let pixels = self.memory.at(src, self.image, 0, -above, -left);
         let each = BLOCK / FILTERS;
@@ -397,8 +296,8 @@ impl Part<'_> {
         pixels: *const f32,
         sums: &mut [[L::Vector; N]; FILTERS],
     ) {
-        let places = &self.sparse.places[packed.places[P] as usize..packed.places[P + 1] as usize];
-        let weights = &self.sparse.weights[packed.weights[P] as usize..];
+        let places = &self.sparse.weighted.places[packed.places[P] as usize..packed.places[P + 1] as usize];
+        let weights = &self.sparse.weighted.weights[packed.weights[P] as usize..];
         debug_assert!(weights.len() >= places.len() * P.count_ones() as usize, "a weight for each filter");
         let mut weight = weights.as_ptr();
         let last = self.tile.last;
@@ -431,11 +330,20 @@ impl Part<'_> {
     unsafe fn write<L: Lanes, const N: usize>(&self) {
         let Sparse { src, add, relu, dst, .. } = self.sparse;
         let (row, [height, width]) = (src.row_stride, dst.size);
+        let add_stride = add.as_ref().map_or(0, |add| add.pixel_stride);
+        let at = |y: usize, x: usize| {
+            let [y, x] = [y, x].map(|at| at as isize);
+            let with = add.as_ref().map(|add| self.memory.at(add, self.image, self.block, y, x));
+            (self.memory.at_mut(dst, self.image, self.block, y, x), with.unwrap_or(std::ptr::null()))
+        };
         for n in 0..N {
             let from = self.tile.start + n * BLOCK;
             let mut pixel =
                 if n + 1 < N { from } else { self.tile.start.wrapping_add_signed(self.tile.last) };
             let (mut y, mut x) = (pixel / row, pixel % row);
+            let (mut to, mut with) = at(y, x);
+            // All pixels are wanted, and of one row.
+            let whole = pixel == from && x + BLOCK <= width;
             // SAFETY: handed on from the caller; pixels of the border are left out.
             unsafe {
                 let mut rows: [L::Vector; BLOCK] =
@@ -443,18 +351,17 @@ impl Part<'_> {
                 L::transpose(&mut rows);
                 for mut value in rows {
                     // What lies before was computed by the vector before, too.
-                    if pixel >= from && x < width && y < height {
-                        if let Some(add) = add {
-                            let add = self.memory.at(add, self.image, self.block, y as isize, x as isize);
-                            value = L::add(value, L::load(add));
+                    if whole || (pixel >= from && x < width && y < height) {
+                        if add.is_some() {
+                            value = L::add(value, L::load(with));
                         }
-                        let value = if *relu { L::relu(value) } else { value };
-                        let to = self.memory.at_mut(dst, self.image, self.block, y as isize, x as isize);
-                        L::store(to, value);
+                        L::store(to, if *relu { L::relu(value) } else { value });
                     }
+                    (to, with) = (to.wrapping_add(dst.pixel_stride), with.wrapping_add(add_stride));
                     (pixel, x) = (pixel + 1, x + 1);
-                    if x == row {
+                    if x == row && !whole {
                         (x, y) = (0, y + 1);
+                        (to, with) = at(y, x);
                     }
                 }
             }
