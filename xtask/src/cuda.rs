@@ -10,17 +10,19 @@ const TABLE: &str = "docs/runs/cuda/kernels.md";
 const FLOORS: &str = "docs/runs/cuda/floors.md";
 const STANDINS: &str = "crates/cuda/standin";
 
-/// Kernels and host code on stand-ins for the driver and the compiler, then machine code by the real compiler. `json` gets what was
-/// found; `write` writes the tables of what kernels take, and of floors, anew.
+/// Kernels and host code on stand-ins for the driver, the compiler and the libraries, then machine code by the real compiler. `json`
+/// gets what was found; `write` writes the tables of what kernels take, and of floors, anew.
 pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     let folder = root().join("target/cuda");
     let found = json.map_or_else(|| Ok(folder.join("found.json")), std::path::absolute)?;
     let standins = standins(&folder.join("standin"))?;
-    run(part(&standins).args(["standin".as_ref(), found.as_os_str()]))?;
-    run(part(&standins).arg("floors").arg(root().join(FLOORS)).args(write.then_some("--write")))?;
+    let [driver, libraries] = &standins;
+    run(part(&[driver, libraries]).args(["standin".as_ref(), found.as_os_str()]))?;
+    run(part(&[driver]).args(["alone".as_ref(), found.as_os_str()]))?;
+    run(part(&[driver]).arg("floors").arg(root().join(FLOORS)).args(write.then_some("--write")))?;
     match compiler(&folder.join("nvrtc"))? {
         Some(libraries) => {
-            let mut cubins = part(&libraries);
+            let mut cubins = part(&[&libraries]);
             cubins.args(["cubins".as_ref(), found.as_os_str()]).arg(root().join(TABLE));
             run(cubins.args(write.then_some("--write")))?;
         }
@@ -32,11 +34,11 @@ pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     Ok(())
 }
 
-/// The program that checks, with a folder of libraries that stand where those of CUDA would.
-fn part(libraries: &Path) -> Command {
+/// The program that checks, with folders of libraries that stand where those of CUDA would.
+fn part(libraries: &[&PathBuf]) -> Command {
     let mut command = cargo(&["run", "--quiet", "--package", "cofilter-cuda-check", "--"]);
     let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let paths = std::iter::once(libraries.to_owned()).chain(std::env::split_paths(&others));
+    let paths = libraries.iter().map(|folder| (*folder).clone()).chain(std::env::split_paths(&others));
     // An empty path would be the current folder.
     let paths = std::env::join_paths(paths.filter(|path| !path.as_os_str().is_empty())).unwrap_or_default();
     command.env("LD_LIBRARY_PATH", paths);
@@ -51,20 +53,26 @@ pub(crate) fn add_compiler(program: &mut Command) -> Result<()> {
     }
 }
 
-/// Builds the stand-ins.
-fn standins(folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+/// Builds the stand-ins: a folder with those of the driver and NVRTC, one with those of cuDNN and cuBLASLt.
+fn standins(folder: &Path) -> Result<[PathBuf; 2]> {
+    let folders = [folder.to_owned(), folder.join("libraries")];
+    std::fs::create_dir_all(&folders[1]).with_context(|| folders[1].display().to_string())?;
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let sources = root().join(STANDINS);
     let flags = if cfg!(target_arch = "x86_64") { "-march=native" } else { "" };
-    for (source, library) in [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")] {
+    for (source, folder, library) in [
+        ("driver.cpp", 0, "libcuda.so.1"),
+        ("nvrtc.cpp", 0, "libnvrtc.so.13"),
+        ("cudnn.cpp", 1, "libcudnn.so.9"),
+        ("cublaslt.cpp", 1, "libcublasLt.so.13"),
+    ] {
         let mut build = Command::new(&compiler);
-        build.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]);
+        build.args(["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]);
         build.arg(format!("-DSTANDIN=\"{}\"", sources.display())).arg(format!("-DSTANDIN_FLAGS=\"{flags}\""));
-        build.arg(sources.join(source)).arg("-o").arg(folder.join(library)).arg("-ldl");
+        build.arg(sources.join(source)).arg("-o").arg(folders[folder].join(library)).arg("-ldl");
         run(&mut build).context("the stand-ins need a C++ compiler (CXX, or c++)")?;
     }
-    Ok(folder.to_owned())
+    Ok(folders)
 }
 
 /// The folder of NVRTC's libraries, from PyPI, kept; `None` if they cannot be had.

@@ -5,10 +5,19 @@ use crate::reference::{self, Bound, Case};
 use crate::standin::Standin;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_cuda::{
-    Builder, Device, Elementwise, Flow, Geometry, Kernel, Math, Place, Region, Sequence, Window,
+    Builder, Device, Elementwise, Flow, Geometry, Kernel, Math, Place, Region, Routine, Sequence, Window,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// What computes a case.
+#[derive(Clone, Copy)]
+pub(crate) enum By {
+    /// A kernel of ours.
+    Kernel(Kernel),
+    /// A library, for convolutions.
+    Routine(Routine),
+}
 
 /// Cases by kernel.
 pub(crate) type Counts = BTreeMap<&'static str, usize>;
@@ -21,7 +30,8 @@ pub(crate) fn check(standin: &Standin) -> Result<Counts> {
     for backwards in [0, 1] {
         standin.set("backwards", backwards)?;
         for (kernel, case) in cases() {
-            case.check(&device, kernel).with_context(|| format!("{}: {case:?}", kernel.name()))?;
+            case.check(&device, By::Kernel(kernel))
+                .with_context(|| format!("{}: {case:?}", kernel.name()))?;
             *counts.entry(kernel.name()).or_default() += 1;
         }
     }
@@ -65,7 +75,7 @@ fn caught_by(standin: &Standin) -> Result<Option<String>> {
         standin.set("backwards", backwards)?;
         let _kept = keep_module(&device)?;
         for (kernel, case) in cases() {
-            if case.check(&device, kernel).is_err() {
+            if case.check(&device, By::Kernel(kernel)).is_err() {
                 found = Some(format!(
                     "{} {}",
                     kernel.name(),
@@ -81,9 +91,9 @@ fn caught_by(standin: &Standin) -> Result<Option<String>> {
 }
 
 /// One module for all cases, however short each lives.
-fn keep_module(device: &Device) -> Result<Arc<Sequence>> {
+pub(crate) fn keep_module(device: &Device) -> Result<Arc<Sequence>> {
     let (kernel, case) = cases().into_iter().next().context("no case")?;
-    case.sequence(device, kernel)
+    case.sequence(device, By::Kernel(kernel))
 }
 
 fn named(name: &str) -> Kernel {
@@ -115,7 +125,7 @@ fn completed(of: Geometry) -> Geometry {
 }
 
 /// Shapes that do not fill tiles, and what comes with them: images, parts, whether weights are zero.
-fn convolutions() -> Vec<(Geometry, usize, usize, f64)> {
+pub(crate) fn convolutions() -> Vec<(Geometry, usize, usize, f64)> {
     let mut list = vec![
         (geometry(3, 5, [7, 9], [3, 3]), 1, 1, 0.0),
         (Geometry { stride: [2; 2], ..geometry(8, 33, [13, 5], [3, 3]) }, 3, 1, 0.0),
@@ -150,7 +160,7 @@ fn convolutions() -> Vec<(Geometry, usize, usize, f64)> {
 }
 
 /// Maps of one element for every window.
-fn pointwise() -> Vec<(Geometry, usize, usize, f64)> {
+pub(crate) fn pointwise() -> Vec<(Geometry, usize, usize, f64)> {
     vec![
         (geometry(19, 70, [7, 7], [1, 1]), 2, 1, 0.0),
         (geometry(64, 16, [3, 5], [1, 1]), 1, 3, 0.0),
@@ -238,10 +248,9 @@ impl Case {
     }
 
     /// The calls of this case: source, summand and result lie apart, with gaps between the images.
-    fn build(&self, kernel: Kernel) -> Result<(Builder, Layout)> {
-        let [src, dst] = self.lens();
-        let images = self.images();
-        let layout = Layout { src, dst, with_add: self.takes_summand(), images };
+    fn build(&self, by: By) -> Result<(Builder, Layout)> {
+        let layout = self.layout(if matches!(by, By::Kernel(_)) { 5 } else { ALIGNED });
+        let Layout { src, .. } = layout;
         let mut builder = Builder::new(layout.image(), layout.arena());
         let flow = Flow {
             src: Place { region: Region::Images, at: 0, stride: layout.image() },
@@ -251,34 +260,48 @@ impl Case {
         };
         let tensors = self.tensors();
         let [first, bias, second] = &tensors;
-        match self {
-            Self::Conv { geometry, splits, second: None, .. } => {
+        match (self, by) {
+            (Self::Conv { geometry, splits, second: None, .. }, By::Kernel(kernel)) => {
                 builder.conv((kernel, *splits), geometry, [first, bias], &flow)?;
             }
-            Self::Conv { geometry, second: Some(_), .. } => {
+            (Self::Conv { geometry, .. }, By::Routine(routine)) => {
+                builder.routine(routine, geometry, [first, bias], &flow)?;
+            }
+            (Self::Conv { geometry, second: Some(_), .. }, By::Kernel(kernel)) => {
                 builder.pair(kernel, geometry, [first, second, bias], &flow)?;
             }
-            Self::Linear { math, inputs, .. } => {
+            (Self::Linear { math, inputs, .. }, _) => {
                 builder.linear(*math, *inputs, [first, bias], &flow)?;
             }
-            Self::Map { shape, of, .. } => {
+            (Self::Map { shape, of, .. }, _) => {
                 builder.map(*shape, *of, &flow)?;
             }
-            Self::Normalise { shape, .. } => {
+            (Self::Normalise { shape, .. }, _) => {
                 builder.normalise(*shape, first, &flow)?;
             }
         }
         Ok((builder, layout))
     }
 
-    pub(crate) fn sequence(&self, device: &Device, kernel: Kernel) -> Result<Arc<Sequence>> {
-        let (builder, layout) = self.build(kernel)?;
+    fn layout(&self, at: usize) -> Layout {
+        let [src, dst] = self.lens();
+        Layout { src, dst, with_add: self.takes_summand(), images: self.images(), at }
+    }
+
+    /// Where it reads and writes if a library computes it.
+    pub(crate) fn places(&self) -> [Place; 2] {
+        let layout = self.layout(ALIGNED);
+        [Place { region: Region::Images, at: 0, stride: layout.image() }, layout.result()]
+    }
+
+    pub(crate) fn sequence(&self, device: &Device, by: By) -> Result<Arc<Sequence>> {
+        let (builder, layout) = self.build(by)?;
         Ok(Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?))
     }
 
     /// Runs it and compares; twice, as the graph of the first run is there in the second.
-    pub(crate) fn check(&self, device: &Device, kernel: Kernel) -> Result<()> {
-        let (builder, layout) = self.build(kernel)?;
+    pub(crate) fn check(&self, device: &Device, by: By) -> Result<()> {
+        let (builder, layout) = self.build(by)?;
         let sequence = Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?);
         let mut session = sequence.session()?;
         for round in 0..2 {
@@ -303,7 +326,12 @@ struct Layout {
     dst: usize,
     with_add: bool,
     images: usize,
+    /// First element of the first result.
+    at: usize,
 }
+
+/// First element of the first result of a library, which asks for multiples of 16 bytes.
+const ALIGNED: usize = 8;
 
 impl Layout {
     /// A source and a summand are an image.
@@ -313,7 +341,7 @@ impl Layout {
 
     fn result(&self) -> Place {
         // Results of two images lie three elements apart.
-        Place { region: Region::Arena, at: 5, stride: self.dst + 3 }
+        Place { region: Region::Arena, at: self.at, stride: self.dst + 3 }
     }
 
     fn arena(&self) -> usize {

@@ -1,11 +1,12 @@
-//! The CUDA backend without a GPU. Two parts, as each needs other libraries where the loader looks for CUDA's: `standin` (kernels and
-//! host code on a processor) and `cubins` (machine code), which adds to the file that the first one wrote. `cargo xtask cuda-check`
-//! builds the stand-ins, finds the real compiler and starts both.
+//! The CUDA backend without a GPU. Three parts, as each needs other libraries where the loader looks for CUDA's: `standin` (kernels and
+//! host code on a processor), `alone` (the same where cuDNN and cuBLASLt are missing) and `cubins` (machine code), which add to the
+//! file that the first one wrote. `cargo xtask cuda-check` builds the stand-ins, finds the real compiler and starts all.
 
 mod cubins;
 mod faults;
 mod floors;
 mod kernels;
+mod libraries;
 mod networks;
 mod numbers;
 mod reference;
@@ -36,6 +37,9 @@ struct Found {
     /// Networks that were compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     networks: Option<usize>,
+    /// Cases of routines of libraries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routines: Option<usize>,
     /// Failures that were tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     faults: Option<usize>,
@@ -68,18 +72,29 @@ fn main() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (json, found) = match args.as_slice() {
         ["standin", json] => (json, on_standin()?),
+        ["alone", json] => {
+            let mut found = read(json)?;
+            found.part("without libraries", || libraries::alone(&standin::Standin::open()?));
+            (json, found)
+        }
         ["floors", file, rest @ ..] if matches!(rest, [] | ["--write"]) => {
             return floors::check(Path::new(file), !rest.is_empty());
         }
         ["cubins", json, table, rest @ ..] if matches!(rest, [] | ["--write"]) => {
-            let text = std::fs::read_to_string(json).with_context(|| (*json).to_owned())?;
-            (json, machine_code(serde_json::from_str(&text)?, Path::new(table), !rest.is_empty()))
+            (json, machine_code(read(json)?, Path::new(table), !rest.is_empty()))
         }
         _ => bail!(
-            "expected `standin JSON`, `cubins JSON TABLE [--write]` or `floors FILE [--write]`; `cargo xtask cuda-check` starts this"
+            "expected `standin JSON`, `alone JSON`, `cubins JSON TABLE [--write]` or `floors FILE [--write]`; \
+             `cargo xtask cuda-check` starts this"
         ),
     };
     std::fs::write(json, serde_json::to_string(&found)?).with_context(|| (*json).to_owned())
+}
+
+/// What earlier parts found.
+fn read(json: &str) -> Result<Found> {
+    let text = std::fs::read_to_string(json).with_context(|| json.to_owned())?;
+    Ok(serde_json::from_str(&text)?)
 }
 
 fn on_standin() -> Result<Found> {
@@ -99,7 +114,13 @@ fn on_standin() -> Result<Found> {
         }
     }
     found.networks = found.part("networks", || networks::check(&standin, cache.path(), &mut say));
+    found.routines = found.part("libraries", || libraries::cases(&standin));
+    let networks =
+        found.part("networks with libraries", || libraries::networks(&standin, cache.path(), &mut say));
+    found.networks = found.networks.zip(networks).map(|(a, b)| a + b);
     found.faults = found.part("faults", || faults::check(&standin, cache.path()));
+    let faults = found.part("faults of libraries", || libraries::faults(&standin, cache.path()));
+    found.faults = found.faults.zip(faults).map(|(a, b)| a + b);
     Ok(found)
 }
 

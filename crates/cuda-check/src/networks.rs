@@ -5,7 +5,7 @@ use crate::standin::Standin;
 use anyhow::{Context as _, Result, ensure};
 use cofilter_graph::{Array, Conv2d, Graph, Init, Model, Role, Shape};
 use cofilter_lowrank as lowrank;
-use cofilter_runtime::cuda::{Math, Pairs, Settings};
+use cofilter_runtime::cuda::{Libraries, Math, Pairs, Settings};
 use cofilter_runtime::{BackendKind, Options, Plan, reference};
 use cofilter_sparsity::{Grouping, Pattern, Pruning, prune_magnitude};
 use cofilter_zoo::{Config, NAMES, by_name};
@@ -66,7 +66,8 @@ pub(crate) fn check(standin: &Standin, cache: &Path, about: &mut dyn FnMut(Strin
                     known.len() - 1
                 }
             };
-            let error = compare(&model, &known[of].1, math, pairs, batch, cache).with_context(context)?;
+            let options = options(batch, math, pairs, cache);
+            let (error, _) = compare(&model, &known[of].1, &options).with_context(context)?;
             about(format!("{name}, {what}: relative error {error:.1e}"));
             compared += 1;
         }
@@ -104,21 +105,16 @@ pub(crate) fn model(graph: Graph) -> Result<Model> {
 }
 
 /// What the reference gives for the first image.
-fn expected(model: &Model) -> Result<Vec<f64>> {
+pub(crate) fn expected(model: &Model) -> Result<Vec<f64>> {
     let len = model.graph().input_shape().elements();
     Ok(reference::run(model, &Numbers::new(5).list(len))?)
 }
 
-/// Error of the first image relative to the largest result. Images alone, and a second run, give the same bits.
-fn compare(
-    model: &Model,
-    expected: &[f64],
-    math: Math,
-    pairs: Pairs,
-    batch: usize,
-    cache: &Path,
-) -> Result<f64> {
-    let plan = Plan::compile(model, &options(batch, math, pairs, cache))?;
+/// Error of the first image relative to the largest result, and the plan. Images alone, and a second run, give the same bits: so do the
+/// stand-ins of libraries, though libraries promise less.
+pub(crate) fn compare(model: &Model, expected: &[f64], options: &Options) -> Result<(f64, Plan)> {
+    let plan = Plan::compile(model, options)?;
+    let batch = options.batch;
     let images = Numbers::new(5).list(batch * plan.input_len());
     let mut session = plan.session();
     let mut run = |images: &[f32]| -> Result<Vec<f32>> {
@@ -136,14 +132,15 @@ fn compare(
     ensure!(same_bits(&run(&images)?, &together), "a second run gives other bits");
     let times = session.profile(&images)?;
     ensure!(times.steps.iter().all(|step| step.time_us >= 0.0), "a step without a time");
-    let allowed = match math {
+    let allowed = match options.cuda.math {
         Math::F32 => 1e-4,
         // Sums over layers of what each product loses.
         math => 20.0 * math.error(),
     };
     let worst = relative_error(&together[..out], expected);
     ensure!(worst <= allowed, "relative error {worst:.1e}, allowed {allowed:.1e}\n{}", plan.describe());
-    Ok(worst)
+    drop(session);
+    Ok((worst, plan))
 }
 
 /// Largest difference over the largest number that is expected; infinite where a result is no number.
@@ -167,6 +164,7 @@ fn measured(standin: &Standin, cache: &Path) -> Result<()> {
     let (small, _) = lowrank::decompose(&dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?;
     let mut options = options(2, Math::F32, Pairs::Faster, cache);
     options.cuda.measure = true;
+    options.cuda.libraries = Libraries::Never;
     let compile = || -> Result<(Plan, i64)> {
         let before = standin.get("cuLaunchKernel")?;
         let plan = Plan::compile(&small, &options)?;
@@ -192,7 +190,7 @@ fn chain(cache: &Path) -> Result<()> {
     let y = b.conv2d("b", x, Conv2d { bias: false, ..Conv2d::new(20, 1) })?;
     let z = b.conv2d("c", y, Conv2d::new(5, 1))?;
     let model = model(b.finish(&[z])?)?;
-    compare(&model, &expected(&model)?, Math::F32, Pairs::Always, 2, cache).map(|_| ())
+    compare(&model, &expected(&model)?, &options(2, Math::F32, Pairs::Always, cache)).map(|_| ())
 }
 
 /// Sessions of one plan in several threads give what one gives.

@@ -24,7 +24,7 @@ impl Standin {
         Ok(standin)
     }
 
-    /// What it counted: `live`, `memory`, or how often a function of the driver was called.
+    /// What it counted: `live`, `memory`, or how often a function of the driver or of a library was called.
     pub(crate) fn get(&self, what: &str) -> Result<i64> {
         let name = CString::new(what)?;
         // SAFETY: the function of `driver.cpp`, with its type.
@@ -34,7 +34,8 @@ impl Standin {
         Ok(unsafe { get(name.as_ptr()) })
     }
 
-    /// Sets `memory`, `devices`, `capability`, `backwards`; `repair` undoes what failed.
+    /// Sets `memory`, `devices`, `capability`, `backwards`, the version of every `library`, `library_us`, the time that a library takes by
+    /// a clock of the stand-in's own; `repair` undoes what failed.
     pub(crate) fn set(&self, what: &str, value: i64) -> Result<()> {
         let name = CString::new(what)?;
         // SAFETY: the function of `driver.cpp`, with its type.
@@ -45,7 +46,7 @@ impl Standin {
         Ok(())
     }
 
-    /// Lets a function of the driver fail until it is repaired, after so many more calls that go well.
+    /// Lets a function of the driver, or of a library, fail until it is repaired, after so many more calls that go well.
     pub(crate) fn fail(&self, call: &str, after: c_int, code: c_int) -> Result<()> {
         let name = CString::new(call)?;
         // SAFETY: the function of `driver.cpp`, with its type.

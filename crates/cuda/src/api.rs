@@ -1,4 +1,4 @@
-//! The functions of the driver and of NVRTC that are called, found when they are first needed.
+//! The functions of the driver, of NVRTC, of cuDNN and of cuBLASLt that are called, found when they are first needed.
 #![expect(
     unsafe_code,
     reason = "functions of C libraries; every one is called in one place, with its reasons"
@@ -116,6 +116,90 @@ library! {
     archs = "nvrtcGetSupportedArchs": fn(*mut c_int) -> c_int;
 }
 
+library! {
+    /// cuDNN, whose convolutions may be used. All of it is there since cuDNN 8.0; cuDNN 9 has it too and calls it deprecated.
+    Cudnn, "cuDNN", if cfg!(windows) {
+        &["cudnn64_9.dll", "cudnn64_8.dll"]
+    } else {
+        &["libcudnn.so.9", "libcudnn.so.8"]
+    };
+    version = "cudnnGetVersion": fn() -> usize;
+    made_for = "cudnnGetCudartVersion": fn() -> usize;
+    error_text = "cudnnGetErrorString": fn(c_int) -> *const c_char;
+    create = "cudnnCreate": fn(*mut Handle) -> c_int;
+    destroy = "cudnnDestroy": fn(Handle) -> c_int;
+    set_stream = "cudnnSetStream": fn(Handle, Handle) -> c_int;
+    tensor_create = "cudnnCreateTensorDescriptor": fn(*mut Handle) -> c_int;
+    tensor_set = "cudnnSetTensor4dDescriptorEx": fn(
+        Handle, c_int, c_int, c_int, c_int, c_int, c_int, c_int, c_int, c_int,
+    ) -> c_int;
+    tensor_destroy = "cudnnDestroyTensorDescriptor": fn(Handle) -> c_int;
+    filter_create = "cudnnCreateFilterDescriptor": fn(*mut Handle) -> c_int;
+    filter_set = "cudnnSetFilter4dDescriptor": fn(Handle, c_int, c_int, c_int, c_int, c_int, c_int) -> c_int;
+    filter_destroy = "cudnnDestroyFilterDescriptor": fn(Handle) -> c_int;
+    window_create = "cudnnCreateConvolutionDescriptor": fn(*mut Handle) -> c_int;
+    window_set = "cudnnSetConvolution2dDescriptor": fn(
+        Handle, c_int, c_int, c_int, c_int, c_int, c_int, c_int, c_int,
+    ) -> c_int;
+    window_groups = "cudnnSetConvolutionGroupCount": fn(Handle, c_int) -> c_int;
+    window_math = "cudnnSetConvolutionMathType": fn(Handle, c_int) -> c_int;
+    window_destroy = "cudnnDestroyConvolutionDescriptor": fn(Handle) -> c_int;
+    workspace = "cudnnGetConvolutionForwardWorkspaceSize": fn(
+        Handle, Handle, Handle, Handle, Handle, c_int, *mut usize,
+    ) -> c_int;
+    forward = "cudnnConvolutionForward": fn(
+        Handle, *const c_void, Handle, DevicePtr, Handle, DevicePtr, Handle, c_int, DevicePtr, usize, *const c_void, Handle, DevicePtr,
+    ) -> c_int;
+}
+
+library! {
+    /// cuBLASLt, whose products may be used. All of it is there since CUDA 11.4.
+    CublasLt, "cuBLASLt", if cfg!(windows) {
+        &["cublasLt64_13.dll", "cublasLt64_12.dll", "cublasLt64_11.dll"]
+    } else {
+        &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"]
+    };
+    version = "cublasLtGetVersion": fn() -> usize;
+    made_for = "cublasLtGetCudartVersion": fn() -> usize;
+    error_text = "cublasLtGetStatusName": fn(c_int) -> *const c_char;
+    create = "cublasLtCreate": fn(*mut Handle) -> c_int;
+    destroy = "cublasLtDestroy": fn(Handle) -> c_int;
+    product_create = "cublasLtMatmulDescCreate": fn(*mut Handle, c_int, c_int) -> c_int;
+    product_set = "cublasLtMatmulDescSetAttribute": fn(Handle, c_int, *const c_void, usize) -> c_int;
+    product_destroy = "cublasLtMatmulDescDestroy": fn(Handle) -> c_int;
+    layout_create = "cublasLtMatrixLayoutCreate": fn(*mut Handle, c_int, u64, u64, i64) -> c_int;
+    layout_set = "cublasLtMatrixLayoutSetAttribute": fn(Handle, c_int, *const c_void, usize) -> c_int;
+    layout_destroy = "cublasLtMatrixLayoutDestroy": fn(Handle) -> c_int;
+    wish_create = "cublasLtMatmulPreferenceCreate": fn(*mut Handle) -> c_int;
+    wish_set = "cublasLtMatmulPreferenceSetAttribute": fn(Handle, c_int, *const c_void, usize) -> c_int;
+    wish_destroy = "cublasLtMatmulPreferenceDestroy": fn(Handle) -> c_int;
+    heuristic = "cublasLtMatmulAlgoGetHeuristic": fn(
+        Handle, Handle, Handle, Handle, Handle, Handle, Handle, c_int, *mut Heuristic, *mut c_int,
+    ) -> c_int;
+    product = "cublasLtMatmul": fn(
+        Handle, Handle, *const c_void, DevicePtr, Handle, DevicePtr, Handle, *const c_void, DevicePtr, Handle, DevicePtr, Handle,
+        *const [u64; 8], DevicePtr, usize, Handle,
+    ) -> c_int;
+}
+
+/// `cublasLtMatmulHeuristicResult_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Heuristic {
+    /// `cublasLtMatmulAlgo_t`.
+    pub(crate) algorithm: [u64; 8],
+    /// Bytes.
+    pub(crate) workspace: usize,
+    pub(crate) state: c_int,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+// As in `cublasLt.h`; an address of a device is a pointer there. CUDA is for machines of 64 bits alone.
+const _: () = assert!(
+    size_of::<Handle>() < 8 || size_of::<Heuristic>() == 96 && size_of::<DevicePtr>() == size_of::<Handle>()
+);
+
 fn not_found(name: &str, error: &libloading::Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => source.to_string(),
@@ -168,6 +252,46 @@ impl Compiler {
         // SAFETY: writes two numbers.
         let code = unsafe { (self.version)(&raw mut major, &raw mut minor) };
         (code == 0).then_some(major)
+    }
+}
+
+/// A library that is used where it is there: one for the process, made for a CUDA no newer than the driver's.
+fn optional<T>(
+    what: &'static str,
+    names: &[&str],
+    load: impl Fn(&str) -> Result<T>,
+    made_for: impl Fn(&T) -> usize,
+) -> Option<T> {
+    let fitting = |name: &str| {
+        let library = load(name)?;
+        match (made_for(&library) / 1000, driver_major().and_then(|major| usize::try_from(major).ok())) {
+            (found, Some(driver)) if found > driver => Err(Error::Library {
+                what,
+                reason: format!("{name}: made for CUDA {found}, which is newer than the driver's, {driver}"),
+            }),
+            _ => Ok(library),
+        }
+    };
+    first(what, names, fitting).inspect_err(|error| tracing::debug!(%error, "not used")).ok()
+}
+
+impl Cudnn {
+    /// The one of this process, if there is one.
+    pub(crate) fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Cudnn>> = OnceLock::new();
+        // SAFETY: no pointers.
+        let made_for = |library: &Self| unsafe { (library.made_for)() };
+        SHARED.get_or_init(|| optional("cuDNN", Self::names(), Self::load, made_for)).as_ref()
+    }
+}
+
+impl CublasLt {
+    /// The one of this process, if there is one.
+    pub(crate) fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<CublasLt>> = OnceLock::new();
+        // SAFETY: no pointers.
+        let made_for = |library: &Self| unsafe { (library.made_for)() };
+        SHARED.get_or_init(|| optional("cuBLASLt", Self::names(), Self::load, made_for)).as_ref()
     }
 }
 

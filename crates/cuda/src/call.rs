@@ -2,6 +2,7 @@
 
 use crate::device::About;
 use crate::kernel::{Kernel, Math};
+use crate::libraries::Routine;
 use crate::pack::{self, Blob, Geometry, Piece, int};
 use crate::{Error, Result, args};
 use half::{bf16, f16};
@@ -35,6 +36,8 @@ pub(crate) struct Lengths {
     pub(crate) arena: usize,
     /// Sums of parts.
     pub(crate) partial: usize,
+    /// Bytes that routines of libraries need.
+    pub(crate) workspace: usize,
 }
 
 /// From where to where, and what follows.
@@ -129,9 +132,30 @@ impl Convolution {
 
 pub(crate) enum Work {
     Conv(Convolution),
-    Pair { basis: Convolution, second: Piece, outputs: usize, depth: usize },
-    Linear { weights: Piece, bias: Option<Piece>, inputs: usize, outputs: usize },
-    Map { map: args::Map, scale: Option<Piece> },
+    Pair {
+        basis: Convolution,
+        second: Piece,
+        outputs: usize,
+        depth: usize,
+    },
+    Linear {
+        weights: Piece,
+        bias: Option<Piece>,
+        inputs: usize,
+        outputs: usize,
+    },
+    Map {
+        map: args::Map,
+        scale: Option<Piece>,
+    },
+    /// By a library, and then the call's kernel in place, if anything follows.
+    Routine {
+        routine: Routine,
+        geometry: Geometry,
+        weights: Piece,
+        follows: Option<args::Map>,
+        scale: Option<Piece>,
+    },
 }
 
 /// One thing to compute.
@@ -147,6 +171,19 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// For messages.
+    fn name(&self) -> &'static str {
+        self.routine().map_or(self.kernel.name(), |routine| routine.name())
+    }
+
+    /// The library's routine that it is.
+    pub(crate) fn routine(&self) -> Option<&Routine> {
+        match &self.work {
+            Work::Routine { routine, .. } => Some(routine),
+            _ => None,
+        }
+    }
+
     /// Elements written for one image.
     pub(crate) fn dst_len(&self) -> usize {
         self.lens[1]
@@ -162,7 +199,7 @@ impl Call {
 
     /// Whether everything stays within its memory and can be counted, for up to `batch` images.
     pub(crate) fn check(&self, batch: usize, lengths: Lengths, words: usize, about: &About) -> Result<()> {
-        let name = self.kernel.name();
+        let name = self.name();
         let at_most =
             |what: &str, found: usize, most: usize| at_most(&format!("{name}: {what}"), found, most);
         let place = |what: &str, place: Place, len: usize| {
@@ -194,6 +231,10 @@ impl Call {
                 at_most("elements from the first window to the last", rows.saturating_mul(columns), COUNTED)
             }
             Work::Linear { outputs, .. } => at_most("outputs", *outputs, 65_535 * 4),
+            Work::Routine { geometry: of, .. } => {
+                let extents = of.padding.iter().chain(&of.stride).chain(&of.dilation).chain(&of.kernel);
+                at_most("extent of a window", extents.copied().max().unwrap_or(0), COUNTED)
+            }
             Work::Map { map, .. } => {
                 let products =
                     (0..2).map(|axis| i64::from(map.extents[axis]) * (i64::from(map.results[axis]) + 1));
@@ -241,8 +282,8 @@ pub struct Builder {
 /// What a call became, for reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Made {
-    /// The kernel.
-    pub kernel: Kernel,
+    /// The kernel, or the library's routine.
+    pub algorithm: &'static str,
     /// Parts of its columns that are summed afterwards.
     pub splits: usize,
     /// Bytes of weights, tables and biases.
@@ -255,7 +296,7 @@ impl Builder {
     /// For images of `image` elements and `arena` elements of values, for the whole batch.
     #[must_use]
     pub fn new(image: usize, arena: usize) -> Self {
-        let lengths = Lengths { image, arena, partial: 0 };
+        let lengths = Lengths { image, arena, ..Lengths::default() };
         Self { calls: Vec::new(), blob: Blob::default(), lengths }
     }
 
@@ -279,16 +320,53 @@ impl Builder {
         [weight, bias]: [&[f32]; 2],
         flow: &Flow,
     ) -> Result<Made> {
-        check_conv(kernel, geometry, [weight, bias])?;
+        check_conv(geometry, [weight, bias])?;
+        let fits = kernel.convolution().is_some_and(|(_, pointwise)| !pointwise || geometry.is_pointwise());
+        exactly(&format!("windows of {}", kernel.name()), usize::from(!fits), 0)?;
         let before = self.blob.words().len();
         let (of, density) = self.pack(kernel, splits, geometry, [weight, bias]);
         let splits = of.splits;
-        let lens = [
-            geometry.channels * geometry.extents[0] * geometry.extents[1],
-            geometry.filters * geometry.area(),
-        ];
-        self.push(kernel, Work::Conv(of), flow, lens);
-        Ok(Made { kernel, splits, bytes: 4 * (self.blob.words().len() - before), density })
+        self.push(kernel, Work::Conv(of), flow, geometry.lens());
+        Ok(Made { algorithm: kernel.name(), splits, bytes: self.bytes_since(before), density })
+    }
+
+    /// The same by a library, with what follows the product by a kernel in place. The places are those that the routine was looked for
+    /// with.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the tensors do not have as many elements, or the routine is not for such a convolution or such places.
+    pub fn routine(
+        &mut self,
+        routine: Routine,
+        geometry: &Geometry,
+        [weight, bias]: [&[f32]; 2],
+        flow: &Flow,
+    ) -> Result<Made> {
+        check_conv(geometry, [weight, bias])?;
+        let fits = routine.is_for(geometry, [flow.src, flow.dst]);
+        exactly(&format!("convolutions that {} does not compute", routine.name()), usize::from(!fits), 0)?;
+        let before = self.blob.words().len();
+        let weights = self.blob.floats(weight);
+        // `(x - 0) * 1 + bias` is rounded once.
+        let scale: Vec<f32> = bias.iter().flat_map(|bias| [0.0, 1.0, *bias]).collect();
+        let scale = (!bias.is_empty()).then(|| self.blob.floats(&scale));
+        let kernel = named(if scale.is_some() { "map_normalise" } else { "map_copy" })?;
+        let map = args::Map {
+            channels: int(geometry.filters),
+            size: int(geometry.filters),
+            extents: geometry.results.map(int),
+            results: geometry.results.map(int),
+            ..args::Map::default()
+        };
+        let follows = (scale.is_some() || flow.add.is_some() || flow.relu).then_some(map);
+        let work = Work::Routine { routine, geometry: *geometry, weights, follows, scale };
+        self.push(kernel, work, flow, geometry.lens());
+        Ok(Made { algorithm: routine.name(), splits: 1, bytes: self.bytes_since(before), density: 1.0 })
+    }
+
+    /// Bytes of what was packed since there were so many words.
+    fn bytes_since(&self, words: usize) -> usize {
+        4 * (self.blob.words().len() - words)
     }
 
     fn pack(
@@ -339,7 +417,7 @@ impl Builder {
         let of = Convolution { bias: (!bias.is_empty()).then(|| self.blob.floats(bias)), ..of };
         let lens = [channels * height * width, outputs * geometry.area()];
         self.push(kernel, Work::Pair { basis: of, second, outputs, depth }, flow, lens);
-        Ok(Made { kernel, splits: 1, bytes: 4 * (self.blob.words().len() - before), density })
+        Ok(Made { algorithm: kernel.name(), splits: 1, bytes: self.bytes_since(before), density })
     }
 
     /// A fully connected layer with `weight` `[outputs, inputs]`, kept as `math` says (TF32: as they are).
@@ -371,7 +449,7 @@ impl Builder {
         let kernel = named(name)?;
         let bias = (!bias.is_empty()).then(|| self.blob.floats(bias));
         self.push(kernel, Work::Linear { weights, bias, inputs, outputs }, flow, [inputs, outputs]);
-        Ok(Made { kernel, splits: 1, bytes: 4 * (self.blob.words().len() - before), density: 1.0 })
+        Ok(Made { algorithm: kernel.name(), splits: 1, bytes: self.bytes_since(before), density: 1.0 })
     }
 
     /// `(x - mean) * factor + shift` by channel: three numbers for each of a map's channels.
@@ -395,7 +473,7 @@ impl Builder {
             ..args::Map::default()
         };
         self.push(kernel, Work::Map { map, scale: Some(scale) }, flow, [len; 2]);
-        Ok(Made { kernel, splits: 1, bytes: 4 * scale.len, density: 1.0 })
+        Ok(Made { algorithm: kernel.name(), splits: 1, bytes: 4 * scale.len, density: 1.0 })
     }
 
     /// What looks at single elements, or at a few around them.
@@ -460,7 +538,7 @@ impl Builder {
             plain(name, flow, false)?;
         }
         self.push(kernel, Work::Map { map, scale: None }, flow, [src_len, dst_len]);
-        Ok(Made { kernel, splits: 1, bytes: 0, density: 1.0 })
+        Ok(Made { algorithm: name, splits: 1, bytes: 0, density: 1.0 })
     }
 }
 
@@ -469,11 +547,9 @@ fn named(name: &str) -> Result<Kernel> {
         .ok_or_else(|| Error::Library { what: "the kernels", reason: format!("none is called {name}") })
 }
 
-fn check_conv(kernel: Kernel, geometry: &Geometry, [weight, bias]: [&[f32]; 2]) -> Result<()> {
+fn check_conv(geometry: &Geometry, [weight, bias]: [&[f32]; 2]) -> Result<()> {
     exactly("weights of a convolution", weight.len(), geometry.filters * geometry.columns())?;
-    exactly("biases", bias.len(), if bias.is_empty() { 0 } else { geometry.filters })?;
-    let fits = kernel.convolution().is_some_and(|(_, pointwise)| !pointwise || geometry.is_pointwise());
-    exactly(&format!("windows of {}", kernel.name()), usize::from(!fits), 0)
+    exactly("biases", bias.len(), if bias.is_empty() { 0 } else { geometry.filters })
 }
 
 pub(crate) fn exactly(what: &str, found: usize, expected: usize) -> Result<()> {

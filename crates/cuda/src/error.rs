@@ -5,7 +5,7 @@ pub enum Error {
     /// A library of CUDA's is not on this machine, or lacks something.
     #[error("{what}: {reason}")]
     Library {
-        /// `the CUDA driver` or `NVRTC`.
+        /// `the CUDA driver`, `NVRTC`, `cuDNN` or `cuBLASLt`.
         what: &'static str,
         /// The names that were tried, or the function that it lacks.
         reason: String,
@@ -51,6 +51,18 @@ pub enum Error {
         code: i32,
         /// The driver's name for that.
         name: String,
+    },
+    /// A call of a library that computes in place of our kernels failed.
+    #[error("{library}: {call}: {text} ({code})")]
+    LibraryCall {
+        /// `cuDNN` or `cuBLASLt`.
+        library: &'static str,
+        /// The function: `cudnnConvolutionForward`.
+        call: &'static str,
+        /// What it returned.
+        code: i32,
+        /// The library's words for that.
+        text: String,
     },
     /// The kernels could not be compiled.
     #[error("NVRTC, for {arch}: {log}")]

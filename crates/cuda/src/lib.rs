@@ -7,15 +7,21 @@
 //!
 //! The kernels see maps `[image, channel, row, column]`. Convolutions are products with a matrix of windows that is never
 //! written; columns of zeros are left out for each tile of filters. A low-rank pair can be one call, its middle in shared memory.
+//!
+//! Where cuDNN or cuBLASLt is there, a [`Tuner`] may choose one of their [routines](Routine) for a convolution, by its time; what else a
+//! convolution does follows in place by a kernel of ours.
 
 mod api;
 mod args;
 mod call;
 pub mod choose;
 pub mod compile;
+mod cublaslt;
+mod cudnn;
 mod device;
 mod error;
 mod kernel;
+mod libraries;
 mod module;
 mod pack;
 mod sequence;
@@ -26,6 +32,7 @@ pub use call::{Builder, Elementwise, Flow, Made, Place, Region, Window};
 pub use device::{About, Device};
 pub use error::{Error, Result};
 pub use kernel::{Kernel, Math};
+pub use libraries::{Opened, Routine};
 pub use pack::Geometry;
 pub use sequence::{Sequence, Session};
-pub use tune::Tuner;
+pub use tune::{Choice, Libraries, Tuner};

@@ -58,6 +58,24 @@ impl Geometry {
         self.channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
+    /// Elements of one image that are read, and that are written.
+    #[must_use]
+    pub fn lens(&self) -> [usize; 2] {
+        [self.channels * self.extents[0] * self.extents[1], self.filters * self.area()]
+    }
+
+    /// Whether the result has a row and a column for every window that the padded map has room for.
+    pub(crate) fn is_regular(&self) -> bool {
+        (0..2).all(|axis| {
+            let last_tap =
+                self.kernel[axis].checked_sub(1).map(|last| last.saturating_mul(self.dilation[axis]));
+            let padded = self.padding[axis].saturating_mul(2).saturating_add(self.extents[axis]);
+            let left = last_tap.and_then(|last| padded.checked_sub(last)?.checked_sub(1));
+            let steps = left.and_then(|left| left.checked_div(self.stride[axis]));
+            steps.is_some_and(|steps| steps.checked_add(1) == Some(self.results[axis]))
+        })
+    }
+
     pub(crate) fn area(&self) -> usize {
         self.results[0] * self.results[1]
     }
@@ -154,6 +172,20 @@ pub(crate) fn conv(kernel: Kernel, of: &Geometry, weight: &[f32]) -> PackedConv 
     }
     packed.density = kept as f64 / (columns * tiles * of.groups).max(1) as f64;
     packed
+}
+
+/// Columns that are multiplied over all that there are, in tiles of so many filters.
+pub(crate) fn density(tile: usize, of: &Geometry, weight: &[f32]) -> f64 {
+    let (columns, filters) = (of.columns(), of.filters / of.groups);
+    let (mut kept, mut all) = (0, 0);
+    for group in weight.chunks((filters * columns).max(1)) {
+        for rows in group.chunks((tile * columns).max(1)) {
+            let there = |column: &usize| rows.iter().skip(*column).step_by(columns).any(|w| *w != 0.0);
+            kept += (0..columns).filter(there).count();
+            all += columns;
+        }
+    }
+    kept as f64 / all.max(1) as f64
 }
 
 /// The combination of a pair: `weight` `[outputs, rank]` as tiles of outputs, `depth` basis filters deep.
@@ -259,6 +291,7 @@ mod tests {
         let mut weight = vec![1.0; 40 * 9];
         let packed = conv(kernel, &of, &weight);
         assert_eq!((packed.tiles, packed.table.len(), packed.density), (2, 2 * 16, 1.0));
+        assert_eq!(density(32, &of, &weight), 1.0);
         assert_eq!(packed.spans, [0, 16, 0, 0, 16, 16 * 32]);
         assert_eq!(packed.table[2 * 9 + 1].cast_signed(), -1, "the columns that fill up");
         // Filters 32 to 39 lose their first column, filters 0 to 31 all.
@@ -271,8 +304,21 @@ mod tests {
         let packed = conv(kernel, &of, &weight);
         assert_eq!(packed.spans, [0, 0, 0, 0, 16, 0]);
         assert_eq!((packed.table[0], packed.density), (1, 8.0 / 18.0));
+        assert_eq!(density(32, &of, &weight), packed.density);
         assert_eq!(packed.words[..8], [1.0_f32.to_bits(); 8]);
         assert_eq!(packed.words[8], 0, "there is no filter 40");
+    }
+
+    #[test]
+    fn results_without_a_window_each_are_not_regular() {
+        let of = geometry(3, 4, 1, [3, 3]);
+        assert!(!of.is_regular(), "rows are two apart in a window");
+        let of = Geometry { padding: [2, 1], ..of };
+        assert!(of.is_regular());
+        assert!(Geometry { stride: [2, 1], results: [3, 7], ..of }.is_regular());
+        let none = Geometry { kernel: [0, 3], ..of };
+        assert!(!none.is_regular() && !Geometry { stride: [0, 1], ..of }.is_regular());
+        assert!(!Geometry { padding: [usize::MAX, 1], ..of }.is_regular());
     }
 
     #[test]

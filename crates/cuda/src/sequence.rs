@@ -7,6 +7,7 @@
 use crate::api::DevicePtr;
 use crate::call::{self, Builder, Call, Lengths, Place, Region, Work};
 use crate::device::{Buffer, Device, Pinned};
+use crate::libraries::{Opened, Prepared};
 use crate::module::Module;
 use crate::pack::int;
 use crate::stream::{Event, Graph, Stream};
@@ -62,6 +63,7 @@ impl Sequence {
         for call in &calls {
             call.check(batch, lengths, blob.words().len(), device.about())?;
             lengths.partial = lengths.partial.max(call.partial_len(batch));
+            lengths.workspace = lengths.workspace.max(call.routine().map_or(0, |of| of.workspace()));
         }
         let module = module(device, cache)?;
         let weights = Buffer::new(device, "weights", size_of_val(blob.words()))?;
@@ -75,22 +77,35 @@ impl Sequence {
         self.weights.len()
     }
 
-    /// Bytes that a session has on the device: values, and the sums of products that are made in parts.
+    /// Bytes that a session has on the device: values, and beside them the sums of products that are made in parts and what routines of
+    /// libraries need.
     #[must_use]
     pub fn session_bytes(&self) -> [usize; 2] {
-        let Lengths { image, arena, partial } = self.lengths;
-        [image * self.batch + arena, partial].map(|len| len * size_of::<f32>())
+        let Lengths { image, arena, partial, workspace } = self.lengths;
+        let bytes = |len: usize| len * size_of::<f32>();
+        [bytes(image * self.batch + arena), bytes(partial) + workspace]
     }
 
     /// Memory to run in.
     ///
     /// # Errors
-    /// [`Error::Memory`](crate::Error::Memory) if the device has not as much left.
+    /// [`Error::Memory`](crate::Error::Memory) if the device has not as much left; [`Error::LibraryCall`](crate::Error::LibraryCall).
     pub fn session(self: &Arc<Self>) -> Result<Session> {
         let device = &self.device;
-        let Lengths { image, arena, partial } = self.lengths;
+        let Lengths { image, arena, partial, workspace } = self.lengths;
         let bytes = |len: usize| len * size_of::<f32>();
         let (images, logits) = (image * self.batch, self.output.stride * self.batch);
+        let stream = Stream::new(device)?;
+        let routines = self.calls.iter().filter_map(Call::routine).copied();
+        let external = match Opened::of(routines, device, &stream)? {
+            Some(opened) => Some(External {
+                prepared: Vec::new(),
+                prepared_for: 0,
+                opened,
+                workspace: Buffer::new(device, "routines of libraries", workspace)?,
+            }),
+            None => None,
+        };
         Ok(Session {
             host_images: Pinned::new(device, "images on the host", images)?,
             host_logits: Pinned::new(device, "logits on the host", logits)?,
@@ -98,8 +113,9 @@ impl Sequence {
             arena: Buffer::new(device, "values", bytes(arena))?,
             partial: Buffer::new(device, "sums of parts", bytes(partial))?,
             graphs: (0..self.batch).map(|_| None).collect(),
-            warm: false,
-            stream: Stream::new(device)?,
+            warm: vec![false; self.batch],
+            external,
+            stream,
             sequence: Arc::clone(self),
         })
     }
@@ -109,8 +125,9 @@ impl Sequence {
 pub struct Session {
     // Dropped in this order: what uses memory before the memory.
     graphs: Vec<Option<Graph>>,
-    /// Whether every kernel was launched once.
-    warm: bool,
+    /// By number of images: whether every kernel was launched once.
+    warm: Vec<bool>,
+    external: Option<External>,
     stream: Stream,
     host_images: Pinned,
     host_logits: Pinned,
@@ -119,6 +136,21 @@ pub struct Session {
     partial: Buffer,
     sequence: Arc<Sequence>,
 }
+
+/// What a session has for the calls that libraries compute.
+struct External {
+    // Dropped in this order too.
+    /// By call, for one number of images.
+    prepared: Vec<Option<Prepared>>,
+    prepared_for: usize,
+    opened: Opened,
+    /// Used by one call after the other.
+    workspace: Buffer,
+}
+
+/// Most copies of the images before calls that are timed, and bytes that need no more than one.
+const MOST_COPIES: usize = 16;
+const LONG_COPY: usize = 4 << 20;
 
 impl Session {
     /// Computes the output of `n` images, at most the batch; `times_us` has one element a call.
@@ -139,19 +171,26 @@ impl Session {
         call::exactly("elements of images", images.len(), n * lengths.image)?;
         call::exactly("elements of logits", logits.len(), n * output.stride)?;
         self.host_images.as_mut_slice()[..images.len()].copy_from_slice(images);
+        if times_us.is_some() || self.graphs[n - 1].is_none() {
+            self.prepare(n)?;
+        }
         match times_us {
             Some(times_us) => self.timed(n, times_us)?,
             // Kernels may be loaded at their first launch, which a capture is no place for.
-            None if !self.warm => {
-                let ordered = self.order(n, |_| Ok(()));
+            None if !self.warm[n - 1] => {
+                let ordered = self.order(n, 1, |_| Ok(()));
                 let waited = self.stream.synchronize();
                 ordered.and(waited)?;
-                self.warm = true;
+                match self.external {
+                    // Which kernels a library takes is its own affair.
+                    Some(_) => self.warm[n - 1] = true,
+                    None => self.warm.fill(true),
+                }
             }
             None => {
                 let graph = match self.graphs[n - 1].take() {
                     Some(graph) => graph,
-                    None => self.stream.capture(|| self.order(n, |_| Ok(())))?,
+                    None => self.stream.capture(|| self.order(n, 1, |_| Ok(())))?,
                 };
                 let launched = self.stream.launch_graph(&graph);
                 self.graphs[n - 1] = Some(graph);
@@ -163,7 +202,28 @@ impl Session {
         Ok(())
     }
 
-    /// Call by call, with a moment taken before and after each.
+    /// Describes the calls of libraries for `n` images: memory of the host, which takes time but nothing of the device.
+    fn prepare(&mut self, n: usize) -> Result<()> {
+        let Some(external) = self.external.as_mut().filter(|external| external.prepared_for != n) else {
+            return Ok(());
+        };
+        external.prepared_for = 0;
+        external.prepared.clear();
+        for call in &self.sequence.calls {
+            external.prepared.push(match &call.work {
+                Work::Routine { routine, geometry, .. } => {
+                    let strides = [call.src.stride, call.dst.stride];
+                    Some(external.opened.prepare(routine, geometry, strides, n)?)
+                }
+                _ => None,
+            });
+        }
+        external.prepared_for = n;
+        Ok(())
+    }
+
+    /// Call by call, with a moment taken before and after each. The images are copied several times before, so that the device has
+    /// something to do while the first calls are ordered: their times would be those of the host.
     fn timed(&self, n: usize, times_us: &mut [f64]) -> Result<()> {
         let mut moments = Vec::new();
         let moment = |moments: &mut Vec<Event>| {
@@ -172,7 +232,9 @@ impl Session {
             moments.push(event);
             Ok(())
         };
-        let ordered = self.order(n, |_| moment(&mut moments)).and_then(|()| moment(&mut moments));
+        let bytes = n * self.sequence.lengths.image * size_of::<f32>();
+        let copies = (LONG_COPY / bytes.max(1)).clamp(1, MOST_COPIES);
+        let ordered = self.order(n, copies, |_| moment(&mut moments)).and_then(|()| moment(&mut moments));
         // Whatever was ordered reads and writes memory that the next run uses too.
         let waited = self.stream.synchronize();
         ordered.and(waited)?;
@@ -182,14 +244,16 @@ impl Session {
         Ok(())
     }
 
-    /// Orders all calls; `before` each, with its number.
-    fn order(&self, n: usize, mut before: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    /// Orders so many copies of the images and all calls; `before` each, with its number.
+    fn order(&self, n: usize, copies: usize, mut before: impl FnMut(usize) -> Result<()>) -> Result<()> {
         let Sequence { calls, output, lengths, device, .. } = &*self.sequence;
         device.bind()?;
-        self.stream.copy_to_device(&self.images, &self.host_images, n * lengths.image)?;
+        for _ in 0..copies {
+            self.stream.copy_to_device(&self.images, &self.host_images, n * lengths.image)?;
+        }
         for (i, call) in calls.iter().enumerate() {
             before(i)?;
-            self.launch(call, n)?;
+            self.launch(i, call, n)?;
         }
         let from = match output.region {
             Region::Images => &self.images,
@@ -215,7 +279,18 @@ impl Session {
         unsafe { self.stream.launch(function, argument, grid, shared) }
     }
 
-    fn launch(&self, call: &Call, n: usize) -> Result<()> {
+    /// What a library computes.
+    fn routine(&self, number: usize, addresses: [DevicePtr; 3]) -> Result<()> {
+        let prepared =
+            self.external.as_ref().and_then(|external| Some((external, external.prepared.get(number)?)));
+        let Some((External { opened, workspace, .. }, Some(prepared))) = prepared else {
+            return call::exactly("descriptions of a routine", 0, 1);
+        };
+        // SAFETY: as for a kernel; the workspace is the session's, all of whose work is in one stream.
+        unsafe { opened.launch(prepared, addresses, workspace, &self.stream) }
+    }
+
+    fn launch(&self, number: usize, call: &Call, n: usize) -> Result<()> {
         let weights = |piece: Option<crate::pack::Piece>| {
             piece.map_or(0, |piece| self.sequence.weights.address() + (piece.at * size_of::<u32>()) as u64)
         };
@@ -249,6 +324,25 @@ impl Session {
             relu: call.relu.into(),
         };
         let [filters, pixels] = call.kernel.tile();
+        let map = |of: &args::Map, scale, (src, src_image)| {
+            let argument = args::Map {
+                src,
+                add,
+                dst,
+                scale: weights(scale),
+                images: int(n),
+                src_image,
+                dst_image,
+                add_image,
+                relu: call.relu.into(),
+                ..*of
+            };
+            let grid = match pixels {
+                1 => n,
+                threads => (n * call.dst_len()).div_ceil(threads),
+            };
+            self.kernel(call.kernel, &argument, [grid, 1, 1], call.kernel.shared_bytes(0))
+        };
         match &call.work {
             Work::Conv(of) => {
                 let argument = conv(of);
@@ -284,24 +378,10 @@ impl Session {
                 };
                 self.kernel(call.kernel, &argument, [n.div_ceil(pixels), outputs.div_ceil(filters), 1], 0)
             }
-            Work::Map { map, scale } => {
-                let argument = args::Map {
-                    src,
-                    add,
-                    dst,
-                    scale: weights(*scale),
-                    images: int(n),
-                    src_image,
-                    dst_image,
-                    add_image,
-                    relu: call.relu.into(),
-                    ..*map
-                };
-                let grid = match pixels {
-                    1 => n,
-                    threads => (n * call.dst_len()).div_ceil(threads),
-                };
-                self.kernel(call.kernel, &argument, [grid, 1, 1], call.kernel.shared_bytes(0))
+            Work::Map { map: of, scale } => map(of, *scale, (src, src_image)),
+            Work::Routine { weights: of, follows, scale, .. } => {
+                self.routine(number, [src, weights(Some(*of)), dst])?;
+                follows.as_ref().map_or(Ok(()), |of| map(of, *scale, (dst, dst_image)))
             }
         }
     }

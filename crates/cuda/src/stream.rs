@@ -31,6 +31,11 @@ impl Stream {
         Ok(Self { device: device.clone(), handle })
     }
 
+    /// For libraries that order work in it.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     /// Copies words to the beginning of a buffer and waits.
     pub(crate) fn upload(&self, to: &Buffer, words: &[u32]) -> Result<()> {
         let bytes = size_of_val(words);

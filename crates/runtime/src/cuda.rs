@@ -8,7 +8,7 @@ mod units;
 
 use crate::backend::{Executable, Memory, State, StepInfo};
 use crate::{Error, Options, Program, Result};
-pub use cofilter_cuda::{About, Device, Error as DeviceError, Math};
+pub use cofilter_cuda::{About, Device, Error as DeviceError, Libraries, Math};
 use cofilter_cuda::{Sequence, Session, Tuner, compile};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +27,9 @@ pub struct Settings {
     /// compiled there for the first time and kept in the `cache`; else by an estimate. Results of different kernels differ in
     /// their rounding.
     pub measure: bool,
+    /// Whether convolutions, and fully connected layers of large batches, may be computed by cuDNN or cuBLASLt where the machine has them.
+    /// They are timed beside our kernels, so only with `measure`. Their results may differ in their rounding with the number of images.
+    pub libraries: Libraries,
     /// Where machine code and times are kept from one start to the next; both are made at every start without.
     pub cache: Option<PathBuf>,
 }
@@ -50,6 +53,7 @@ impl Default for Settings {
             math: Math::F32,
             pairs: Pairs::default(),
             measure: false,
+            libraries: Libraries::default(),
             cache: compile::default_cache(),
         }
     }
@@ -65,7 +69,7 @@ impl Executor {
     pub(crate) fn new(program: &Program, options: &Options) -> Result<Self> {
         let device = Device::open(options.cuda.device)?;
         let cache = options.cuda.cache.as_deref();
-        let mut tuner = options.cuda.measure.then(|| Tuner::new(&device, cache));
+        let mut tuner = options.cuda.measure.then(|| Tuner::new(&device, cache, options.cuda.libraries));
         let calls::Calls { builder, output, infos } =
             calls::calls(program, options, device.about(), tuner.as_mut())?;
         if let Some(tuner) = &mut tuner {

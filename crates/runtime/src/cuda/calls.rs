@@ -5,7 +5,7 @@ use super::{Pairs, Settings};
 use crate::backend::StepInfo;
 use crate::{Error, Options, Program, Result, Step, Value};
 use cofilter_cuda::{
-    About, Builder, Elementwise, Flow, Geometry, Kernel, Made, Math, Place, Tuner, Window, choose,
+    About, Builder, Choice, Elementwise, Flow, Geometry, Kernel, Made, Math, Place, Tuner, Window, choose,
 };
 use cofilter_graph::{Conv2d, LrnRegion, Op, PoolKind, Shape};
 use cofilter_kernels::blocked::Storage;
@@ -28,7 +28,7 @@ pub(super) fn calls(
 ) -> Result<Calls> {
     check(program, options)?;
     let Options { batch, cuda: Settings { math, pairs, .. }, .. } = *options;
-    let mut choice = Choice { about: about.clone(), math, pairs, batch, tuner };
+    let mut choice = Chooser { about: about.clone(), math, pairs, batch, tuner };
     let units = units(program, |first, second| {
         let basis = geometry(first).expect("a pair begins with a convolution");
         Ok(choice.pair(&basis, second.result.shape.channels())?.is_some())
@@ -42,7 +42,7 @@ pub(super) fn calls(
 }
 
 /// How kernels are chosen.
-struct Choice<'a> {
+struct Chooser<'a> {
     about: About,
     math: Math,
     pairs: Pairs,
@@ -50,13 +50,12 @@ struct Choice<'a> {
     tuner: Option<&'a mut Tuner>,
 }
 
-impl Choice<'_> {
-    fn convolution(&mut self, of: &Geometry) -> Result<(Kernel, usize)> {
+impl Chooser<'_> {
+    fn convolution(&mut self, of: &Geometry, weight: &[f32], flow: &Flow) -> Result<Choice> {
         let chosen = match &mut self.tuner {
-            Some(tuner) => {
-                tuner.convolution(self.math, of, self.batch)?.map(|(kernel, splits, _)| (kernel, splits))
-            }
-            None => choose::convolution(&self.about, self.math, of, self.batch),
+            Some(tuner) => tuner.convolution(self.math, of, self.batch, weight, flow)?,
+            None => choose::convolution(&self.about, self.math, of, self.batch)
+                .map(|(kernel, splits)| Choice::Kernel(kernel, splits)),
         };
         Ok(chosen.expect("there are convolutions for every kind of arithmetic"))
     }
@@ -116,7 +115,7 @@ fn extents(shape: Shape) -> [usize; 3] {
 struct Lowering<'a> {
     program: &'a Program,
     options: &'a Options,
-    choice: Choice<'a>,
+    choice: Chooser<'a>,
     layout: Layout,
     builder: Builder,
     infos: Vec<StepInfo>,
@@ -148,7 +147,7 @@ impl Lowering<'_> {
             if dense { format!(", {:.0} % of the columns", 100.0 * made.density) } else { String::new() };
         self.infos.push(StepInfo {
             nodes: nodes.join("+"),
-            algorithm: format!("{what}, {}{parts}{left}", made.kernel.name()),
+            algorithm: format!("{what}, {}{parts}{left}", made.algorithm),
             result: steps[steps.len() - 1].result.shape,
             macs: steps.iter().map(|step| step.macs).sum(),
             images: self.options.batch,
@@ -203,10 +202,15 @@ impl Lowering<'_> {
     }
 
     fn convolution(&mut self, geometry: &Geometry, step: &Step) -> Result<Made> {
-        let chosen = self.choice.convolution(geometry)?;
+        let weight = step.tensors[0].data();
         let bias = step.tensors.get(1).map_or(&[][..], |bias| bias.data());
         let flow = self.flow(step.operands[0], step);
-        Ok(self.builder.conv(chosen, geometry, [step.tensors[0].data(), bias], &flow)?)
+        Ok(match self.choice.convolution(geometry, weight, &flow)? {
+            Choice::Kernel(kernel, splits) => {
+                self.builder.conv((kernel, splits), geometry, [weight, bias], &flow)?
+            }
+            Choice::Routine(routine) => self.builder.routine(routine, geometry, [weight, bias], &flow)?,
+        })
     }
 
     fn linear(&mut self, step: &Step) -> Result<Made> {

@@ -1,0 +1,283 @@
+//! (d) cuDNN and cuBLASLt, by stand-ins: every routine for every convolution, networks that use them, what fails in them.
+
+use crate::kernels::{By, convolutions, keep_module, pointwise};
+use crate::networks::{compare, expected, model, options};
+use crate::numbers::Numbers;
+use crate::reference::Case;
+use crate::standin::Standin;
+use anyhow::{Context as _, Result, ensure};
+use cofilter_cuda::{Device, Opened};
+use cofilter_graph::{Conv2d, Graph, Model, Shape};
+use cofilter_lowrank as lowrank;
+use cofilter_runtime::cuda::{Libraries, Math, Pairs};
+use cofilter_runtime::{Error, Options, Plan};
+use cofilter_sparsity::{Grouping, Pattern, Pruning, prune_magnitude};
+use cofilter_zoo::{Config, by_name};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Number of cases: every convolution of the kernels' by every routine that there is for it.
+pub(crate) fn cases(standin: &Standin) -> Result<usize> {
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    {
+        let device = Device::open(0)?;
+        let _kept = keep_module(&device)?;
+        let opened = Opened::new(&device);
+        for math in Math::ALL {
+            for (geometry, images, splits, zeros) in convolutions().into_iter().chain(pointwise()) {
+                let case = Case::Conv { math, geometry, images, splits, zeros, second: None };
+                let routines = opened.routines(math, &geometry, case.places(), images);
+                let one_product = geometry.is_pointwise() && geometry.groups == 1;
+                let names: Vec<_> = routines.iter().map(|of| of.name()).collect();
+                ensure!(names.contains(&"cublaslt") == one_product, "{case:?}: {names:?}");
+                let of_cudnn = matches!(math, Math::F32 | Math::Tf32);
+                ensure!(names.contains(&"cudnn implicit_gemm") == of_cudnn, "{case:?}: {names:?}");
+                for routine in routines {
+                    case.check(&device, By::Routine(routine))
+                        .with_context(|| format!("{}: {case:?}", routine.name()))?;
+                    *counts.entry((math.name(), routine.name())).or_default() += 1;
+                }
+            }
+        }
+        let unaligned = Case::Conv {
+            math: Math::F32,
+            geometry: convolutions()[0].0,
+            images: 1,
+            splits: 1,
+            zeros: 0.0,
+            second: None,
+        };
+        let [src, dst] = unaligned.places();
+        let places = [src, cofilter_cuda::Place { at: dst.at + 1, ..dst }];
+        let found = opened.routines(Math::F32, &convolutions()[0].0, places, 1);
+        ensure!(found.is_empty(), "a place that begins at no multiple of 16 bytes: {found:?}");
+    }
+    // Five and three algorithms of cuDNN, and cuBLASLt in four kinds of arithmetic.
+    ensure!(counts.len() == 5 + 3 + 4, "routines that were run: {counts:?}");
+    nothing_left(standin)?;
+    Ok(counts.values().sum())
+}
+
+fn nothing_left(standin: &Standin) -> Result<()> {
+    let left = standin.get("live")?;
+    ensure!(left == 0, "{left} things are left");
+    Ok(())
+}
+
+fn with_libraries(libraries: Libraries, batch: usize, math: Math, cache: &Path) -> Options {
+    let mut options = options(batch, math, Pairs::Faster, cache);
+    options.cuda.measure = true;
+    options.cuda.libraries = libraries;
+    options
+}
+
+/// Lines of a description that name a library.
+fn lines(plan: &Plan) -> usize {
+    let text = plan.describe();
+    text.lines().filter(|line| line.contains("cudnn ") || line.contains("cublaslt")).count()
+}
+
+fn decomposed(dense: &Model) -> Result<Model> {
+    let rule = lowrank::RankRule::Ratio(0.4);
+    Ok(lowrank::decompose(dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?.0)
+}
+
+/// Number of networks that were compared.
+pub(crate) fn networks(standin: &Standin, kernels: &Path, about: &mut dyn FnMut(String)) -> Result<usize> {
+    let cache = with_kernels(kernels)?;
+    let zoo = |name: &str, extent: Option<usize>| -> Result<Model> {
+        let input = extent.map(|n| Shape::map(3, n, n));
+        model(by_name(name, &Config { input, ..Config::default() })?)
+    };
+    let known = |model: Model| -> Result<(Model, Vec<f64>)> {
+        let expected = expected(&model)?;
+        Ok((model, expected))
+    };
+    let lenet = known(zoo("lenet", None)?)?;
+    let resnet = known(zoo("resnet20", None)?)?;
+    let small = known(decomposed(&resnet.0)?)?;
+    let tiny = known(small_model()?)?;
+    let googlenet = known(zoo("bvlc_googlenet", Some(64))?)?;
+    let mut compared = 0;
+    for (name, (model, expected), math, batch) in [
+        ("lenet, fully connected layers as products", &lenet, Math::F32, 33),
+        ("a small one", &tiny, Math::F16, 33),
+        ("a small one", &tiny, Math::Bf16, 33),
+        ("resnet20", &resnet, Math::F32, 2),
+        ("resnet20, low rank", &small, Math::F32, 2),
+        ("resnet20, low rank", &small, Math::Tf32, 2),
+        ("bvlc_googlenet", &googlenet, Math::F32, 1),
+    ] {
+        let options = with_libraries(Libraries::Always, batch, math, cache.path());
+        let name = format!("{name}, by libraries, {}", math.name());
+        let (error, plan) = compare(model, expected, &options).with_context(|| name.clone())?;
+        let lines = lines(&plan);
+        ensure!(lines > 0, "{name}: no library is used\n{}", plan.describe());
+        about(format!("{name}: {lines} steps, relative error {error:.1e}"));
+        compared += 1;
+    }
+    chosen(standin, cache.path()).context("libraries chosen by their times")?;
+    nothing_left(standin)?;
+    Ok(compared + 1)
+}
+
+/// A library has to be faster by 3 %; times are kept by its version; layers of which much is zero keep our kernels.
+fn chosen(standin: &Standin, kernels: &Path) -> Result<()> {
+    let dense = model(by_name("convnet", &Config::default())?)?;
+    let compile = |model: &Model, options: &Options| -> Result<(Plan, i64)> {
+        let calls = || {
+            Ok::<_, anyhow::Error>(standin.get("cudnnConvolutionForward")? + standin.get("cuLaunchKernel")?)
+        };
+        let before = calls()?;
+        let plan = Plan::compile(model, options)?;
+        Ok((plan, calls()? - before))
+    };
+    // A kernel of ours takes 1000 us here, and what follows a library's work 10.
+    for (us, least, most) in [(950, 3, 3), (965, 0, 0)] {
+        let cache = with_kernels(kernels)?;
+        let options = with_libraries(Libraries::Faster, 1, Math::F32, cache.path());
+        standin.set("library_us", us)?;
+        let (first, calls) = compile(&dense, &options)?;
+        ensure!(
+            (least..=most).contains(&lines(&first)) && calls > 0,
+            "{us} us, {calls} calls\n{}",
+            first.describe()
+        );
+        let (second, again) = compile(&dense, &options)?;
+        ensure!(again == 0 && first.describe() == second.describe(), "{again} calls for the second plan");
+        standin.set("library", 90_100)?;
+        let (_, newer) = compile(&dense, &options)?;
+        standin.set("library", 90_000)?;
+        ensure!(newer > 0 && newer < calls, "{newer} calls for another version, {calls} for the first");
+        let pattern = Pattern::Groups(Grouping::Columns);
+        let pruning = Pruning { sparsity: 0.6, pattern, ..Pruning::default() };
+        let (pruned, again) = compile(&prune_magnitude(&dense, &pruning)?.0, &options)?;
+        ensure!(again == 0, "{again} calls for times that were kept");
+        let text = pruned.describe();
+        let keeps = |line: &&str| line.contains("% of the columns") && !line.contains("cudnn");
+        ensure!(text.lines().filter(keeps).count() >= 2 && lines(&pruned) < 2, "{us} us\n{text}");
+        let (never, _) = compile(&dense, &with_libraries(Libraries::Never, 1, Math::F32, cache.path()))?;
+        ensure!(lines(&never) == 0, "{}", never.describe());
+    }
+    standin.set("library_us", 0)
+}
+
+/// A model whose convolutions are cuDNN's, or whose layers are cuBLASLt's in half precision.
+fn small_model() -> Result<Model> {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(4, 5, 4))?;
+    let x = b.conv2d("a", x, Conv2d { padding: [1; 2], ..Conv2d::new(6, 3) })?;
+    let x = b.conv2d("b", x, Conv2d::new(8, 1))?;
+    let x = b.flatten("flat", x)?;
+    let y = b.linear("c", x, 5)?;
+    model(b.finish(&[y])?)
+}
+
+/// Calls that are made to fail, and whether a session makes them too, not only the choice of a routine.
+const FAILURES: &[(Math, &str, i32, bool)] = &[
+    (Math::F32, "cudnnCreate", 4000, true),
+    (Math::F32, "cudnnSetStream", 2000, true),
+    (Math::F32, "cudnnCreateTensorDescriptor", 4003, true),
+    (Math::F32, "cudnnSetTensor4dDescriptorEx", 3000, true),
+    (Math::F32, "cudnnCreateFilterDescriptor", 4003, true),
+    (Math::F32, "cudnnSetFilter4dDescriptor", 2000, true),
+    (Math::F32, "cudnnCreateConvolutionDescriptor", 4003, true),
+    (Math::F32, "cudnnSetConvolution2dDescriptor", 2000, true),
+    (Math::F32, "cudnnSetConvolutionGroupCount", 2000, true),
+    (Math::F32, "cudnnSetConvolutionMathType", 2000, true),
+    (Math::F32, "cudnnGetConvolutionForwardWorkspaceSize", 3000, false),
+    (Math::F32, "cudnnConvolutionForward", 5000, true),
+    (Math::F16, "cublasLtCreate", 3, true),
+    (Math::F16, "cublasLtMatmulDescCreate", 3, true),
+    (Math::F16, "cublasLtMatmulDescSetAttribute", 7, true),
+    (Math::F16, "cublasLtMatrixLayoutCreate", 3, true),
+    (Math::F16, "cublasLtMatrixLayoutSetAttribute", 7, true),
+    (Math::F16, "cublasLtMatmulPreferenceCreate", 3, true),
+    (Math::F16, "cublasLtMatmulPreferenceSetAttribute", 7, true),
+    (Math::F16, "cublasLtMatmulAlgoGetHeuristic", 15, true),
+    (Math::F16, "cublasLtMatmul", 13, true),
+    (Math::F32, "cuMemAlloc_v2", 2, true),
+    (Math::F32, "cuStreamEndCapture", 901, true),
+    (Math::F32, "cuLaunchKernel", 1, true),
+];
+
+/// Number of failures that were tried: in a choice they leave our kernels, in a session they are errors, and nothing is left behind.
+pub(crate) fn faults(standin: &Standin, kernels: &Path) -> Result<usize> {
+    let model = small_model()?;
+    let mut tried = 0;
+    for (math, call, code, in_session) in FAILURES {
+        for times_kept in [false, true] {
+            let kept = with_kernels(kernels)?;
+            // A fully connected layer is a product for many images alone.
+            let batch = if *call == "cublasLtMatmulDescSetAttribute" { 32 } else { 3 };
+            let options = with_libraries(Libraries::Always, batch, *math, kept.path());
+            if times_kept {
+                run(&model, &options)?;
+            }
+            let before = standin.get(call)?;
+            run(&model, &options)?;
+            let calls = i32::try_from(standin.get(call)? - before)?;
+            ensure!(calls > 0, "nothing calls {call}");
+            // The first ones, which choose, and the last ones, which run.
+            let mut numbers: Vec<i32> = (0..2).chain([calls / 2]).chain(calls - 2..calls).collect();
+            numbers.retain(|number| (0..calls).contains(number));
+            let mut errors = 0;
+            for after in numbers {
+                let cold = with_kernels(kernels)?;
+                let cache = if times_kept { &kept } else { &cold };
+                standin.fail(call, after, *code)?;
+                let outcome = run(&model, &with_libraries(Libraries::Always, batch, *math, cache.path()));
+                standin.set("repair", 0)?;
+                let about = || format!("{call} number {after} of {calls}, times kept: {times_kept}");
+                nothing_left(standin).with_context(about)?;
+                tried += 1;
+                let Err(error) = outcome else { continue };
+                let (text, named) =
+                    (error.to_string(), if *call == "cuMemAlloc_v2" { "memory" } else { call });
+                ensure!(matches!(error, Error::Cuda(_)), "{}: {text}", about());
+                ensure!(text.contains(named), "{}: `{text}` does not say {named}", about());
+                errors += 1;
+            }
+            ensure!(errors > 0 || !in_session, "{call} failed and nobody noticed");
+        }
+    }
+    Ok(tried)
+}
+
+/// A folder with the machine code of another one, and no times.
+fn with_kernels(folder: &Path) -> Result<tempfile::TempDir> {
+    let fresh = tempfile::tempdir()?;
+    for file in std::fs::read_dir(folder)? {
+        let file = file?;
+        if file.file_name().to_string_lossy().starts_with("kernels-") {
+            std::fs::copy(file.path(), fresh.path().join(file.file_name()))?;
+        }
+    }
+    Ok(fresh)
+}
+
+/// Compiles, runs batches of two sizes until their graphs run, and measures. Logits are as they were after an error.
+fn run(model: &Model, options: &Options) -> Result<(), Error> {
+    let plan = Plan::compile(model, options)?;
+    let mut session = plan.session();
+    let images = Numbers::new(5).list(options.batch * plan.input_len());
+    for n in [options.batch, 2, options.batch, 2] {
+        let mut logits = vec![7.0; n * plan.output_len()];
+        let outcome = session.run(&images[..n * plan.input_len()], &mut logits);
+        assert!(outcome.is_ok() || logits.iter().all(|x| x.to_bits() == 7.0_f32.to_bits()), "half a result");
+        outcome?;
+    }
+    session.profile(&images)?;
+    Ok(())
+}
+
+/// Without cuDNN and cuBLASLt our kernels compute, however much libraries are wanted.
+pub(crate) fn alone(standin: &Standin) -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let model = small_model()?;
+    let options = with_libraries(Libraries::Always, 32, Math::F32, cache.path());
+    let (_, plan) = compare(&model, &expected(&model)?, &options)?;
+    ensure!(lines(&plan) == 0, "{}", plan.describe());
+    drop(plan);
+    nothing_left(standin)
+}
