@@ -285,7 +285,7 @@ impl Part<'_> {
         }
     }
 
-    /// All places at which just the filters of `P` have a weight.
+    /// All places of a pattern: those at which the filters of `P` have a weight, or some of them.
     ///
     /// # Safety
     /// As [`Part::sums`].

@@ -184,8 +184,8 @@ impl Weighted {
         distance: &impl Fn(usize) -> usize,
     ) {
         let mut by_loop: [Vec<usize>; PATTERNS] = Default::default();
-        // A filter that there is not stays zero even where pixels are infinite.
-        let whole = filters.len() == FILTERS;
+        // What a filter does not read, or that there is no such filter, counts even where pixels are infinite.
+        let whole = filters.len() == FILTERS && matrix.columns(&filters).len() == matrix.columns;
         for column in part {
             let pattern = matrix.pattern(&filters, column);
             by_loop[if whole { loops[pattern] } else { pattern }].push(column);

@@ -102,6 +102,28 @@ fn results_are_those_of_the_formula() {
     }
 }
 
+/// Zeros that stand in for a filter of another group are none of its weights.
+#[test]
+fn what_a_group_reads_is_no_matter_of_another_one() {
+    let (size, groups, outputs) = ([4, 4], 2, 4);
+    let window = Window { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups };
+    let src = View::planar(0, 32, size, [0, 0], 1);
+    let dst = View::blocked(src.extent(1).end, &[outputs], size, [0, 0]);
+    let mut arena = vec![0.0; dst.extent(1).end];
+    let x: Vec<f32> = (0..32 * 16).map(|at| if at < 16 * 16 { f32::INFINITY } else { 1.0 }).collect();
+    pack(&src, 1, &x, &mut arena);
+    // Few places of each pattern, so that they share loops.
+    let weight: Vec<f32> = (0..outputs * 16).map(|at| if at % 8 == 0 { 1.0 } else { 0.0 }).collect();
+    for tier in available() {
+        let make = |_| {
+            let weights = Weights { weight: &weight, bias: None, relu: false };
+            vec![Step::from_stage(Sparse::new(tier, window, &weights, &src, None, &dst))]
+        };
+        let found = unpack(&dst, 1, &run(make, 1, &arena));
+        assert!(found[2 * 16..].iter().all(|value| value.is_finite()), "{tier:?}: {found:?}");
+    }
+}
+
 #[test]
 fn shapes_drawn_at_random() {
     let mut numbers = noise(10_000, 77).into_iter().map(|v| ((v + 1.0) * 5e5) as usize);
