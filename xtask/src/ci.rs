@@ -75,7 +75,6 @@ pub(crate) fn arm() -> Result<()> {
     emulated(&["--package", "cofilter-runtime", "--test", "suite", "--", "fixtures", "forms"])
 }
 
-/// Whether a program is there.
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("==> {name}");
     let start = Instant::now();

@@ -93,6 +93,10 @@ pub(crate) fn install(requirements: &str, folder: &Path) -> Result<bool> {
     if std::fs::read_to_string(&installed).ok().as_deref() == Some(&wanted) {
         return Ok(true);
     }
+    // What lies there is of another list, or will soon be.
+    if installed.exists() {
+        std::fs::remove_file(&installed).with_context(|| installed.display().to_string())?;
+    }
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]);
     pip.arg("--target").arg(folder).args(["-r", requirements]);

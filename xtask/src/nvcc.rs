@@ -83,11 +83,18 @@ pub(crate) fn build() -> Result<()> {
 
 /// Lets a build with candle's `cuda`, and what it starts, find a toolkit from PyPI where the system has no nvcc.
 pub(crate) fn add_toolkit(program: &mut Command) -> Result<()> {
-    let named = ["NVCC", "CUDA_HOME"].iter().any(|name| std::env::var_os(name).is_some());
-    if named || starts("nvcc") {
+    let named = ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
+    let named = named.iter().any(|name| std::env::var_os(name).is_some());
+    // Where the builds look by themselves.
+    let usual = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda"];
+    let usual = usual.iter().any(|folder| Path::new(folder).join("bin/nvcc").is_file());
+    if named || usual || starts("nvcc") {
         return Ok(());
     }
-    let Some(toolkit) = Toolkit::install()? else { return Ok(()) };
+    let Some(toolkit) = Toolkit::install()? else {
+        println!("there is no nvcc, and the packages of {REQUIREMENTS} cannot be had from PyPI");
+        return Ok(());
+    };
     toolkit.lend(program)?;
     find_libraries(program, [toolkit.libraries()])
 }
@@ -198,10 +205,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(unix)]
 fn link(to: &str, path: &Path) -> Result<()> {
-    if !path.exists() {
-        std::os::unix::fs::symlink(to, path).with_context(|| path.display().to_string())?;
+    // One that is there may lead to a file of another version.
+    if path.symlink_metadata().is_ok() {
+        fs::remove_file(path).with_context(|| path.display().to_string())?;
     }
-    Ok(())
+    std::os::unix::fs::symlink(to, path).with_context(|| path.display().to_string())
 }
 
 #[cfg(unix)]

@@ -5,6 +5,12 @@ use anyhow::{Context as _, Result};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int, c_longlong};
 
+/// Whether the loader finds a library.
+pub(crate) fn loads(name: &str) -> bool {
+    // SAFETY: libraries of CUDA's, whose initialisers are made to be run by any program that loads them.
+    unsafe { Library::new(name) }.is_ok()
+}
+
 /// Both stand-ins, as this process has them loaded.
 pub(crate) struct Standin {
     driver: Library,

@@ -334,7 +334,8 @@ impl Builder {
     /// with.
     ///
     /// # Errors
-    /// [`Error::Length`] if the tensors do not have as many elements, or the routine is not for such a convolution or such places.
+    /// [`Error::Length`] if the tensors do not have as many elements, the routine is not for such a convolution or such places, or the
+    /// summand lies where the result is to lie.
     pub fn routine(
         &mut self,
         routine: Routine,
@@ -345,6 +346,15 @@ impl Builder {
         check_conv(geometry, [weight, bias])?;
         let fits = routine.is_for(geometry, [flow.src, flow.dst]);
         exactly(&format!("convolutions that {} does not compute", routine.name()), usize::from(!fits), 0)?;
+        // The product is written before the summand is read.
+        let both = flow
+            .add
+            .filter(|add| add.region == flow.dst.region && add.at.abs_diff(flow.dst.at) < geometry.lens()[1]);
+        exactly(
+            &format!("summands of {} in the place of its result", routine.name()),
+            both.iter().count(),
+            0,
+        )?;
         let before = self.blob.words().len();
         let weights = self.blob.floats(weight);
         // `(x - 0) * 1 + bias` is rounded once.

@@ -51,11 +51,6 @@ fn check(api: &CublasLt, call: &'static str, code: c_int) -> Result<()> {
     Err(Error::LibraryCall { library: "cuBLASLt", call, code, text })
 }
 
-/// Whether cuBLASLt says that it has no such product.
-pub(crate) fn is_unsupported(code: i32) -> bool {
-    code == NOT_SUPPORTED
-}
-
 /// A handle of cuBLASLt's.
 pub(crate) struct Context {
     api: &'static CublasLt,

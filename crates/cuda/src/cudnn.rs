@@ -29,24 +29,14 @@ pub(crate) enum Algorithm {
     ImplicitPrecompGemm = 1,
     /// A product with a matrix of windows that is written first.
     Gemm = 2,
-    /// Products of transformed tiles. Rounds more than plain sums.
-    Winograd = 6,
-    /// The same in several kernels, with larger tiles, which round more again.
-    WinogradNonfused = 7,
 }
 
 impl Algorithm {
-    /// Those for a kind of arithmetic: with TF32 no transforms, as their errors would come on top.
+    /// Those for a kind of arithmetic, all of them plain sums: what cuDNN's transforms lose is not known, so that no tolerance could be
+    /// promised with them.
     pub(crate) fn all(math: Math) -> &'static [Self] {
         match math {
-            Math::F32 => &[
-                Self::ImplicitGemm,
-                Self::ImplicitPrecompGemm,
-                Self::Gemm,
-                Self::Winograd,
-                Self::WinogradNonfused,
-            ],
-            Math::Tf32 => &[Self::ImplicitGemm, Self::ImplicitPrecompGemm, Self::Gemm],
+            Math::F32 | Math::Tf32 => &[Self::ImplicitGemm, Self::ImplicitPrecompGemm, Self::Gemm],
             Math::F16 | Math::Bf16 => &[],
         }
     }
@@ -56,8 +46,6 @@ impl Algorithm {
             Self::ImplicitGemm => "cudnn implicit_gemm",
             Self::ImplicitPrecompGemm => "cudnn implicit_precomp_gemm",
             Self::Gemm => "cudnn gemm",
-            Self::Winograd => "cudnn winograd",
-            Self::WinogradNonfused => "cudnn winograd_nonfused",
         }
     }
 }
@@ -69,11 +57,6 @@ fn check(api: &Cudnn, call: &'static str, code: c_int) -> Result<()> {
     // SAFETY: the library's own string, which stays, with a zero at its end.
     let text = unsafe { CStr::from_ptr((api.error_text)(code)) }.to_string_lossy().into_owned();
     Err(Error::LibraryCall { library: "cuDNN", call, code, text })
-}
-
-/// Whether cuDNN says that it has no such convolution: `CUDNN_STATUS_NOT_SUPPORTED` of version 8, and of 9 with what it adds.
-pub(crate) fn is_unsupported(code: i32) -> bool {
-    code == 9 || code / 1000 == 3
 }
 
 /// A handle of cuDNN's.

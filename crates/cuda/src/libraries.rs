@@ -35,7 +35,7 @@ pub struct Routine {
 }
 
 impl Routine {
-    /// The library, and its algorithm if it has several: `cudnn winograd`.
+    /// The library, and its algorithm if it has several: `cudnn implicit_gemm`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self.way {
@@ -64,15 +64,6 @@ impl Routine {
             Way::CublasLt => geometry.is_pointwise() && geometry.groups == 1,
         };
         windows && fits(src, src_len) && fits(dst, dst_len)
-    }
-}
-
-/// Whether an error says that a library has no routine for something, which no other try would change.
-pub(crate) fn is_unsupported(error: &Error) -> bool {
-    match error {
-        Error::LibraryCall { library: "cuDNN", code, .. } => cudnn::is_unsupported(*code),
-        Error::LibraryCall { code, .. } => cublaslt::is_unsupported(*code),
-        _ => false,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::call::{Builder, Flow, Place, Region};
 use crate::device::Device;
 use crate::kernel::{Kernel, Math};
-use crate::libraries::{self, Opened, Routine};
+use crate::libraries::{Opened, Routine};
 use crate::pack::{self, Geometry};
 use crate::sequence::Sequence;
 use crate::{Error, Result, choose};
@@ -21,8 +21,6 @@ const GAIN: f64 = 0.97;
 /// Share of its columns from which a layer counts as dense. Our kernels leave out the others; libraries do not, and times are those of
 /// dense layers.
 const DENSE: f64 = 0.7;
-/// The time of a routine that its library does not have after all.
-const NEVER: f64 = f64::MAX;
 
 /// When cuDNN or cuBLASLt compute a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,7 +143,7 @@ impl Tuner {
         let ours = self.kernel(layer)?;
         let tile = ours.map_or(1, |(kernel, ..)| kernel.tile()[0]);
         let dense = layer.weight.is_empty() || pack::density(tile, layer.geometry, layer.weight) >= DENSE;
-        let most = ours.map_or(NEVER, |(.., us)| GAIN * us);
+        let most = ours.map_or(f64::MAX, |(.., us)| GAIN * us);
         let theirs = if self.libraries == Libraries::Faster && dense { self.routine(layer)? } else { None };
         let theirs = theirs.filter(|(_, us)| *us < most).map(|(routine, us)| (Choice::Routine(routine), us));
         Ok(theirs.or(ours.map(|(kernel, splits, us)| (Choice::Kernel(kernel, splits), us))))
@@ -195,14 +193,11 @@ impl Tuner {
             let us = match timed {
                 Err(error @ (Error::LibraryCall { .. } | Error::Memory { .. })) => {
                     tracing::warn!(%error, routine = name, "is not used");
-                    if libraries::is_unsupported(&error) {
-                        self.keep(&key, &name, NEVER);
-                    }
                     continue;
                 }
                 timed => timed?,
             };
-            if us < best.map_or(NEVER, |(_, least)| least) {
+            if us < best.map_or(f64::MAX, |(_, least)| least) {
                 best = Some((routine, us));
             }
         }
