@@ -6,7 +6,7 @@ use crate::standin::Standin;
 use anyhow::{Context as _, Result, bail, ensure};
 use cofilter_graph::Model;
 use cofilter_runtime::cuda::{Math, Pairs};
-use cofilter_runtime::{Error, Plan};
+use cofilter_runtime::{Error, Options, Plan};
 use cofilter_zoo::{Config, by_name};
 use std::path::Path;
 
@@ -86,12 +86,17 @@ fn expect_error(model: &Model, cache: &Path) -> Result<String> {
     }
 }
 
-/// Compiles, runs two batches of different sizes, and measures. Logits are as they were after an error.
+/// Compiles, runs two batches of different sizes, and measures.
 fn run(model: &Model, cache: &Path) -> Result<(), Error> {
-    let plan = Plan::compile(model, &options(2, Math::F32, Pairs::Faster, cache))?;
+    run_batches(model, &options(2, Math::F32, Pairs::Faster, cache), &[2, 1])
+}
+
+/// Compiles, runs so many images, each time with the same plan and session, and measures. Logits are as they were after an error.
+pub(crate) fn run_batches(model: &Model, options: &Options, numbers: &[usize]) -> Result<(), Error> {
+    let plan = Plan::compile(model, options)?;
     let mut session = plan.session();
-    let images = Numbers::new(5).list(2 * plan.input_len());
-    for n in [2, 1] {
+    let images = Numbers::new(5).list(options.batch * plan.input_len());
+    for n in numbers {
         let mut logits = vec![7.0; n * plan.output_len()];
         let outcome = session.run(&images[..n * plan.input_len()], &mut logits);
         assert!(outcome.is_ok() || logits.iter().all(|x| x.to_bits() == 7.0_f32.to_bits()), "half a result");

@@ -1,8 +1,8 @@
 //! (d) cuDNN and cuBLASLt, by stand-ins: every routine for every convolution, networks that use them, what fails in them.
 
+use crate::faults::run_batches;
 use crate::kernels::{By, convolutions, keep_module, pointwise};
 use crate::networks::{compare, expected, model, options};
-use crate::numbers::Numbers;
 use crate::reference::Case;
 use crate::standin::{Standin, loads};
 use anyhow::{Context as _, Result, ensure};
@@ -265,19 +265,9 @@ fn with_kernels(folder: &Path) -> Result<tempfile::TempDir> {
     Ok(fresh)
 }
 
-/// Compiles, runs batches of two sizes until their graphs run, and measures. Logits are as they were after an error.
+/// Batches of two sizes, until their graphs run.
 fn run(model: &Model, options: &Options) -> Result<(), Error> {
-    let plan = Plan::compile(model, options)?;
-    let mut session = plan.session();
-    let images = Numbers::new(5).list(options.batch * plan.input_len());
-    for n in [options.batch, 2, options.batch, 2] {
-        let mut logits = vec![7.0; n * plan.output_len()];
-        let outcome = session.run(&images[..n * plan.input_len()], &mut logits);
-        assert!(outcome.is_ok() || logits.iter().all(|x| x.to_bits() == 7.0_f32.to_bits()), "half a result");
-        outcome?;
-    }
-    session.profile(&images)?;
-    Ok(())
+    run_batches(model, options, &[options.batch, 2, options.batch, 2])
 }
 
 /// Without cuDNN and cuBLASLt our kernels compute, however much libraries are wanted.

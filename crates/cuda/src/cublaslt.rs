@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "calls of cuBLASLt, with handles that it gave")]
 
 use crate::api::{CublasLt, DevicePtr, Handle, Heuristic};
+use crate::descriptor::Descriptor;
 use crate::device::{Buffer, Device};
 use crate::kernel::Math;
 use crate::pack::Geometry;
@@ -91,15 +92,16 @@ impl Context {
         workspace: usize,
     ) -> Result<Product> {
         let api = self.api;
-        let operation = Descriptor::new(api, "cublasLtMatmulDescCreate", api.product_destroy, |handle| {
+        let operation = Descriptor::new(api.product_destroy, |handle| {
             // SAFETY: writes one handle.
-            unsafe { (api.product_create)(handle, compute_type(math), FLOAT) }
+            let code = unsafe { (api.product_create)(handle, compute_type(math), FLOAT) };
+            check(api, "cublasLtMatmulDescCreate", code)
         })?;
         let weights = layout(api, of.channels, of.filters, of.channels)?;
         let one_product = of.area() == 1;
         let [a, b, d] = if one_product {
             let transpose = "cublasLtMatmulDescSetAttribute(TRANSA)";
-            operation.set(api, transpose, api.product_set, TRANSPOSE_A, &TRANSPOSED)?;
+            set(api, &operation, (transpose, api.product_set), TRANSPOSE_A, &TRANSPOSED)?;
             [weights, layout(api, of.channels, n, src)?, layout(api, of.filters, n, dst)?]
         } else {
             let made = [
@@ -110,15 +112,10 @@ impl Context {
             for (layout, offset) in made.iter().zip([src, 0, dst]) {
                 let [count, offset] = [n, offset].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
                 let count = i32::try_from(count).unwrap_or(i32::MAX);
-                layout.set(
-                    api,
-                    "cublasLtMatrixLayoutSetAttribute(BATCH_COUNT)",
-                    api.layout_set,
-                    BATCH_COUNT,
-                    &count,
-                )?;
+                let call = "cublasLtMatrixLayoutSetAttribute(BATCH_COUNT)";
+                set(api, layout, (call, api.layout_set), BATCH_COUNT, &count)?;
                 let call = "cublasLtMatrixLayoutSetAttribute(STRIDED_BATCH_OFFSET)";
-                layout.set(api, call, api.layout_set, BATCH_OFFSET, &offset)?;
+                set(api, layout, (call, api.layout_set), BATCH_OFFSET, &offset)?;
             }
             made
         };
@@ -128,14 +125,14 @@ impl Context {
 
     fn algorithm(&self, [operation, a, b, d]: [&Descriptor; 4], workspace: usize) -> Result<Heuristic> {
         let api = self.api;
-        let wish = Descriptor::new(api, "cublasLtMatmulPreferenceCreate", api.wish_destroy, |handle| {
+        let wish = Descriptor::new(api.wish_destroy, |handle| {
             // SAFETY: writes one handle.
-            unsafe { (api.wish_create)(handle) }
+            check(api, "cublasLtMatmulPreferenceCreate", unsafe { (api.wish_create)(handle) })
         })?;
         let call = "cublasLtMatmulPreferenceSetAttribute";
-        wish.set(api, call, api.wish_set, MAX_WORKSPACE, &(workspace as u64))?;
+        set(api, &wish, (call, api.wish_set), MAX_WORKSPACE, &(workspace as u64))?;
         for attribute in MIN_ALIGNMENTS {
-            wish.set(api, call, api.wish_set, attribute, &ALIGNMENT)?;
+            set(api, &wish, (call, api.wish_set), attribute, &ALIGNMENT)?;
         }
         let (mut found, mut count) = (Heuristic::default(), 0);
         // SAFETY: writes one result at most, as it is told, and one number; all handles are alive. The result is written in place of a
@@ -143,12 +140,12 @@ impl Context {
         let code = unsafe {
             (api.heuristic)(
                 self.handle,
-                operation.handle,
-                a.handle,
-                b.handle,
-                d.handle,
-                d.handle,
-                wish.handle,
+                operation.handle(),
+                a.handle(),
+                b.handle(),
+                d.handle(),
+                d.handle(),
+                wish.handle(),
                 1,
                 &raw mut found,
                 &raw mut count,
@@ -178,17 +175,17 @@ impl Context {
         let code = unsafe {
             (self.api.product)(
                 self.handle,
-                of.operation.handle,
+                of.operation.handle(),
                 (&raw const one).cast(),
                 a,
-                of.a.handle,
+                of.a.handle(),
                 b,
-                of.b.handle,
+                of.b.handle(),
                 (&raw const zero).cast(),
                 dst,
-                of.d.handle,
+                of.d.handle(),
                 dst,
-                of.d.handle,
+                of.d.handle(),
                 &raw const of.algorithm.algorithm,
                 workspace.address(),
                 workspace.len(),
@@ -232,57 +229,25 @@ impl Product {
 /// A function that sets an attribute.
 type Set = unsafe extern "C" fn(Handle, c_int, *const c_void, usize) -> c_int;
 
-/// A description, which is memory of the host alone.
-struct Descriptor {
-    handle: Handle,
-    destroy: unsafe extern "C" fn(Handle) -> c_int,
-}
-
-// SAFETY: it is used by its owner alone.
-unsafe impl Send for Descriptor {}
-
-impl Descriptor {
-    fn new(
-        api: &CublasLt,
-        call: &'static str,
-        destroy: unsafe extern "C" fn(Handle) -> c_int,
-        create: impl FnOnce(*mut Handle) -> c_int,
-    ) -> Result<Self> {
-        let mut handle = std::ptr::null_mut();
-        check(api, call, create(&raw mut handle))?;
-        Ok(Self { handle, destroy })
-    }
-
-    /// Sets an attribute, whose type is `T`.
-    fn set<T: Copy>(
-        &self,
-        api: &CublasLt,
-        call: &'static str,
-        set: Set,
-        attribute: c_int,
-        value: &T,
-    ) -> Result<()> {
-        // SAFETY: reads as many bytes as it is told; the descriptor is alive.
-        let code = unsafe { set(self.handle, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) };
-        check(api, call, code)
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        // SAFETY: created by the library and given back once.
-        let code = unsafe { (self.destroy)(self.handle) };
-        if code != 0 {
-            tracing::warn!(code, "while giving back a description of cuBLASLt's");
-        }
-    }
+/// Sets an attribute of a description, whose type is `T`.
+fn set<T: Copy>(
+    api: &CublasLt,
+    of: &Descriptor,
+    (call, set): (&'static str, Set),
+    attribute: c_int,
+    value: &T,
+) -> Result<()> {
+    // SAFETY: reads as many bytes as it is told; the descriptor is alive.
+    let code = unsafe { set(of.handle(), attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) };
+    check(api, call, code)
 }
 
 /// A matrix stored by columns, each `leading` elements behind the one before it.
 fn layout(api: &CublasLt, rows: usize, columns: usize, leading: usize) -> Result<Descriptor> {
     let leading = i64::try_from(leading).unwrap_or(i64::MAX);
-    Descriptor::new(api, "cublasLtMatrixLayoutCreate", api.layout_destroy, |handle| {
+    Descriptor::new(api.layout_destroy, |handle| {
         // SAFETY: writes one handle.
-        unsafe { (api.layout_create)(handle, FLOAT, rows as u64, columns as u64, leading) }
+        let code = unsafe { (api.layout_create)(handle, FLOAT, rows as u64, columns as u64, leading) };
+        check(api, "cublasLtMatrixLayoutCreate", code)
     })
 }

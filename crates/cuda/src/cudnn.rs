@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "calls of cuDNN, with handles that it gave")]
 
 use crate::api::{Cudnn, DevicePtr, Handle};
+use crate::descriptor::Descriptor;
 use crate::device::{Buffer, Device};
 use crate::kernel::Math;
 use crate::pack::{Geometry, int};
@@ -115,10 +116,10 @@ impl Context {
         let code = unsafe {
             (self.api.workspace)(
                 self.handle,
-                of.src.handle,
-                of.filter.handle,
-                of.window.handle,
-                of.dst.handle,
+                of.src.handle(),
+                of.filter.handle(),
+                of.window.handle(),
+                of.dst.handle(),
                 of.algorithm as c_int,
                 &raw mut bytes,
             )
@@ -144,16 +145,16 @@ impl Context {
             (self.api.forward)(
                 self.handle,
                 (&raw const one).cast(),
-                of.src.handle,
+                of.src.handle(),
                 src,
-                of.filter.handle,
+                of.filter.handle(),
                 weights,
-                of.window.handle,
+                of.window.handle(),
                 of.algorithm as c_int,
                 workspace.address(),
                 workspace.len(),
                 (&raw const zero).cast(),
-                of.dst.handle,
+                of.dst.handle(),
                 dst,
             )
         };
@@ -183,37 +184,14 @@ pub(crate) struct Convolution {
     dst: Descriptor,
 }
 
-/// A description, which is memory of the host alone.
-struct Descriptor {
-    handle: Handle,
+fn made(
+    api: &Cudnn,
+    call: &'static str,
+    create: unsafe extern "C" fn(*mut Handle) -> c_int,
     destroy: unsafe extern "C" fn(Handle) -> c_int,
-}
-
-// SAFETY: it is used by its owner alone.
-unsafe impl Send for Descriptor {}
-
-impl Descriptor {
-    fn new(
-        api: &Cudnn,
-        call: &'static str,
-        create: unsafe extern "C" fn(*mut Handle) -> c_int,
-        destroy: unsafe extern "C" fn(Handle) -> c_int,
-    ) -> Result<Self> {
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: writes one handle.
-        check(api, call, unsafe { create(&raw mut handle) })?;
-        Ok(Self { handle, destroy })
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        // SAFETY: created by the library and given back once.
-        let code = unsafe { (self.destroy)(self.handle) };
-        if code != 0 {
-            tracing::warn!(code, "while giving back a description of cuDNN's");
-        }
-    }
+) -> Result<Descriptor> {
+    // SAFETY: writes one handle.
+    Descriptor::new(destroy, |handle| check(api, call, unsafe { create(handle) }))
 }
 
 /// Maps of `n` images, `stride` elements apart.
@@ -224,34 +202,33 @@ fn tensor(
     [height, width]: [usize; 2],
     stride: usize,
 ) -> Result<Descriptor> {
-    let made = Descriptor::new(api, "cudnnCreateTensorDescriptor", api.tensor_create, api.tensor_destroy)?;
+    let made = made(api, "cudnnCreateTensorDescriptor", api.tensor_create, api.tensor_destroy)?;
     let [n, channels, height, width, stride, area] =
         [n, channels, height, width, stride, height * width].map(int);
     // SAFETY: the descriptor is alive.
     let code =
-        unsafe { (api.tensor_set)(made.handle, FLOAT, n, channels, height, width, stride, area, width, 1) };
+        unsafe { (api.tensor_set)(made.handle(), FLOAT, n, channels, height, width, stride, area, width, 1) };
     check(api, "cudnnSetTensor4dDescriptorEx", code)?;
     Ok(made)
 }
 
 fn filter(api: &Cudnn, of: &Geometry) -> Result<Descriptor> {
-    let made = Descriptor::new(api, "cudnnCreateFilterDescriptor", api.filter_create, api.filter_destroy)?;
+    let made = made(api, "cudnnCreateFilterDescriptor", api.filter_create, api.filter_destroy)?;
     let [filters, channels, height, width] =
         [of.filters, of.channels / of.groups, of.kernel[0], of.kernel[1]].map(int);
     // SAFETY: the descriptor is alive.
-    let code = unsafe { (api.filter_set)(made.handle, FLOAT, NCHW, filters, channels, height, width) };
+    let code = unsafe { (api.filter_set)(made.handle(), FLOAT, NCHW, filters, channels, height, width) };
     check(api, "cudnnSetFilter4dDescriptor", code)?;
     Ok(made)
 }
 
 fn window(api: &Cudnn, of: &Geometry, math: Math) -> Result<Descriptor> {
-    let made =
-        Descriptor::new(api, "cudnnCreateConvolutionDescriptor", api.window_create, api.window_destroy)?;
+    let made = made(api, "cudnnCreateConvolutionDescriptor", api.window_create, api.window_destroy)?;
     let [padding, stride, dilation] = [of.padding, of.stride, of.dilation].map(|of| of.map(int));
     // SAFETY: the descriptor is alive.
     let code = unsafe {
         (api.window_set)(
-            made.handle,
+            made.handle(),
             padding[0],
             padding[1],
             stride[0],
@@ -264,11 +241,11 @@ fn window(api: &Cudnn, of: &Geometry, math: Math) -> Result<Descriptor> {
     };
     check(api, "cudnnSetConvolution2dDescriptor", code)?;
     // SAFETY: as above.
-    let code = unsafe { (api.window_groups)(made.handle, int(of.groups)) };
+    let code = unsafe { (api.window_groups)(made.handle(), int(of.groups)) };
     check(api, "cudnnSetConvolutionGroupCount", code)?;
     let kind = if math == Math::F32 { FMA_MATH } else { TENSOR_OP_MATH };
     // SAFETY: as above.
-    let code = unsafe { (api.window_math)(made.handle, kind) };
+    let code = unsafe { (api.window_math)(made.handle(), kind) };
     check(api, "cudnnSetConvolutionMathType", code)?;
     Ok(made)
 }

@@ -18,6 +18,7 @@ pub mod choose;
 pub mod compile;
 mod cublaslt;
 mod cudnn;
+mod descriptor;
 mod device;
 mod error;
 mod kernel;
