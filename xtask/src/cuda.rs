@@ -1,4 +1,4 @@
-//! `cuda-check`: the CUDA backend without a GPU.
+//! `cuda-check`: the CUDA backend without a GPU, and on one where there is one.
 
 use crate::run::{cargo, find_libraries, root, run};
 use anyhow::{Context as _, Result, ensure};
@@ -9,9 +9,11 @@ const REQUIREMENTS: &str = "crates/cuda-check/requirements.txt";
 const TABLE: &str = "docs/runs/cuda/kernels.md";
 const FLOORS: &str = "docs/runs/cuda/floors.md";
 const STANDINS: &str = "crates/cuda/standin";
+/// Most seconds on a device.
+const DEVICE_SECONDS: &str = "900";
 
-/// Kernels and host code on stand-ins for the driver, the compiler and the libraries, then machine code by the real compiler. `json`
-/// gets what was found; `write` writes the tables of what kernels take, and of floors, anew.
+/// Kernels and host code on stand-ins for the driver, the compiler and the libraries, then machine code by the real compiler, then all of
+/// it on a device, if there is one. `json` gets what was found; `write` writes the tables of what kernels take, and of floors, anew.
 pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     let folder = root().join("target/cuda");
     let found = json.map_or_else(|| Ok(folder.join("found.json")), std::path::absolute)?;
@@ -28,10 +30,19 @@ pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
         }
         None => println!("skipped: machine code, as the packages of {REQUIREMENTS} cannot be had from PyPI"),
     }
+    on_device(&folder, &found)?;
     let text = std::fs::read_to_string(&found).with_context(|| found.display().to_string())?;
     println!("{text}");
     ensure!(text.contains(r#""failed":[]"#), "see above what failed");
     Ok(())
+}
+
+/// What there is on a device of this machine, with the machine's own driver and libraries, and NVRTC from PyPI if it has none.
+fn on_device(folder: &Path, found: &Path) -> Result<()> {
+    let mut device = part(&[]);
+    device.args(["device".as_ref(), found.as_os_str()]).arg(folder.join("times.md")).arg(DEVICE_SECONDS);
+    add_compiler(&mut device)?;
+    run(&mut device)
 }
 
 /// The program that checks, with folders of libraries that stand where those of CUDA would.

@@ -23,7 +23,7 @@ cargo xtask COMMAND
   tiers                             the tests of kernels and runtime on every tier of this machine
   arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
   cuda-check [--json FILE] [--write] the CUDA backend without a GPU: kernels and host code on a processor, machine code by NVRTC
-                                    (--write: write the table of registers anew)
+                                    (--write: write the table of registers anew), and all of it on a GPU where there is one
   cuda-train [--nvcc]               type-check training with candle's CUDA, without CUDA
                                     (--nvcc: build it with the toolkit from PyPI, 1.2 GB, and start it)
   interop [--python FILE]           networks to and from PyTorch, torchvision, ONNX Runtime and OpenVINO, which are set up in

@@ -1,7 +1,8 @@
-//! What a network takes on a card at least, from its operations and bytes.
+//! What a network, or a layer, takes on a card at least, from its operations and bytes.
 
 use crate::networks::model;
 use anyhow::{Context as _, Result, ensure};
+use cofilter_cuda::{Geometry, Math};
 use cofilter_graph::{Model, Op};
 use cofilter_lowrank as lowrank;
 use cofilter_runtime::Program;
@@ -12,6 +13,8 @@ use std::path::Path;
 /// A card: operations a second in f32, in TF32 and in half precision with sums in f32 (dense), and bytes a second.
 struct Card {
     name: &'static str,
+    /// What the driver calls it.
+    device: &'static str,
     f32: f64,
     tf32: f64,
     f16: f64,
@@ -21,9 +24,34 @@ struct Card {
 /// Figures of the maker: "NVIDIA H100 Tensor Core GPU" data sheet (SXM5; tensor cores there with sparsity, half of it without) and "NVIDIA
 /// Ada GPU architecture" white paper (appendix A).
 const CARDS: [Card; 2] = [
-    Card { name: "H100 SXM", f32: 67e12, tf32: 494.5e12, f16: 989.5e12, bytes: 3.35e12 },
-    Card { name: "RTX 4090", f32: 82.6e12, tf32: 82.6e12, f16: 165.2e12, bytes: 1.008e12 },
+    Card {
+        name: "H100 SXM",
+        device: "H100 80GB HBM3",
+        f32: 67e12,
+        tf32: 494.5e12,
+        f16: 989.5e12,
+        bytes: 3.35e12,
+    },
+    Card {
+        name: "RTX 4090",
+        device: "RTX 4090",
+        f32: 82.6e12,
+        tf32: 82.6e12,
+        f16: 165.2e12,
+        bytes: 1.008e12,
+    },
 ];
+
+impl Card {
+    /// Operations a second, and the part of the bytes of weights in f32 that is kept.
+    fn rate(&self, math: Math) -> (f64, f64) {
+        match math {
+            Math::F32 => (self.f32, 1.0),
+            Math::Tf32 => (self.tf32, 1.0),
+            Math::F16 | Math::Bf16 => (self.f16, 0.5),
+        }
+    }
+}
 
 const NETWORKS: [&str; 8] =
     ["lenet", "convnet", "resnet20", "resnet56", "bvlc_alexnet", "bvlc_googlenet", "resnet18", "resnet50"];
@@ -34,6 +62,27 @@ struct Cost {
     operations: f64,
     weights: f64,
     values: f64,
+}
+
+impl Cost {
+    /// Least time on a card in microseconds.
+    fn us(&self, card: &Card, math: Math) -> f64 {
+        let (rate, kept) = card.rate(math);
+        1e6 * (self.operations / rate).max((kept * self.weights + self.values) / card.bytes)
+    }
+}
+
+/// Least time of a convolution in microseconds on a device, if it is one of the cards.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub(crate) fn layer_us(device: &str, math: Math, of: &Geometry, batch: usize) -> Option<f64> {
+    let card = CARDS.iter().find(|card| device.contains(card.device))?;
+    let [image, result] = of.lens();
+    let cost = Cost {
+        operations: 2.0 * (batch * result * of.columns()) as f64,
+        weights: 4.0 * (of.filters * of.columns()) as f64,
+        values: 4.0 * (batch * (image + result)) as f64,
+    };
+    Some(cost.us(card, math))
 }
 
 /// Writes the table, or holds it against the one that is there.
@@ -85,10 +134,9 @@ fn table() -> Result<String> {
                     bytes / 1e6
                 );
                 for card in &CARDS {
-                    for (rate, kept) in [(card.f32, 1.0), (card.tf32, 1.0), (card.f16, 0.5)] {
-                        let bytes = |cost: &Cost| kept * cost.weights + cost.values;
-                        let each = |cost: &Cost| (cost.operations / rate).max(bytes(cost) / card.bytes);
-                        let _ = write!(text, " {:.1} |", 1e6 * costs.iter().map(each).sum::<f64>());
+                    for math in [Math::F32, Math::Tf32, Math::F16] {
+                        let us = costs.iter().map(|cost| cost.us(card, math)).sum::<f64>();
+                        let _ = write!(text, " {us:.1} |");
                     }
                 }
                 text.push('\n');

@@ -8,6 +8,7 @@ use cofilter_cuda::{
     Builder, Device, Elementwise, Flow, Geometry, Kernel, Math, Place, Region, Routine, Sequence, Window,
 };
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What computes a case.
@@ -26,7 +27,7 @@ pub(crate) type Counts = BTreeMap<&'static str, usize>;
 pub(crate) fn check(standin: &Standin) -> Result<Counts> {
     let device = Device::open(0)?;
     let mut counts = Counts::new();
-    let _kept = keep_module(&device)?;
+    let _kept = keep_module(&device, None)?;
     for backwards in [0, 1] {
         standin.set("backwards", backwards)?;
         for (kernel, case) in cases() {
@@ -73,7 +74,7 @@ fn caught_by(standin: &Standin) -> Result<Option<String>> {
     let mut found = None;
     'orders: for backwards in [0, 1] {
         standin.set("backwards", backwards)?;
-        let _kept = keep_module(&device)?;
+        let _kept = keep_module(&device, None)?;
         for (kernel, case) in cases() {
             if case.check(&device, By::Kernel(kernel)).is_err() {
                 found = Some(format!(
@@ -90,10 +91,10 @@ fn caught_by(standin: &Standin) -> Result<Option<String>> {
     Ok(found)
 }
 
-/// One module for all cases, however short each lives.
-pub(crate) fn keep_module(device: &Device) -> Result<Arc<Sequence>> {
+/// One module for all cases, however short each lives, from a folder where it may be kept.
+pub(crate) fn keep_module(device: &Device, cache: Option<&Path>) -> Result<Arc<Sequence>> {
     let (kernel, case) = cases().into_iter().next().context("no case")?;
-    case.sequence(device, By::Kernel(kernel))
+    Ok(case.sequence(device, By::Kernel(kernel), cache)?.0)
 }
 
 fn named(name: &str) -> Kernel {
@@ -172,7 +173,7 @@ pub(crate) fn pointwise() -> Vec<(Geometry, usize, usize, f64)> {
 }
 
 /// All cases of all kernels.
-fn cases() -> Vec<(Kernel, Case)> {
+pub(crate) fn cases() -> Vec<(Kernel, Case)> {
     let mut list = Vec::new();
     for math in Math::ALL {
         for (is_pointwise, shapes) in [(false, convolutions()), (true, pointwise())] {
@@ -294,15 +295,15 @@ impl Case {
         [Place { region: Region::Images, at: 0, stride: layout.image() }, layout.result()]
     }
 
-    pub(crate) fn sequence(&self, device: &Device, by: By) -> Result<Arc<Sequence>> {
+    fn sequence(&self, device: &Device, by: By, cache: Option<&Path>) -> Result<(Arc<Sequence>, Layout)> {
         let (builder, layout) = self.build(by)?;
-        Ok(Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?))
+        let sequence = Sequence::new(device, builder, layout.result(), self.images(), cache)?;
+        Ok((Arc::new(sequence), layout))
     }
 
     /// Runs it and compares; twice, as the graph of the first run is there in the second.
     pub(crate) fn check(&self, device: &Device, by: By) -> Result<()> {
-        let (builder, layout) = self.build(by)?;
-        let sequence = Arc::new(Sequence::new(device, builder, layout.result(), self.images(), None)?);
+        let (sequence, layout) = self.sequence(device, by, None)?;
         let mut session = sequence.session()?;
         for round in 0..2 {
             let sources = Numbers::new(100 + round).list(layout.image() * layout.images);

@@ -2,41 +2,64 @@
 
 use crate::faults::run_batches;
 use crate::kernels::{By, convolutions, keep_module, pointwise};
-use crate::networks::{compare, expected, model, options};
+use crate::networks::{
+    Form, Subject, Task, compare, each, expected, small_model, with_libraries, without_columns,
+};
 use crate::reference::Case;
 use crate::standin::{Standin, loads};
 use anyhow::{Context as _, Result, ensure};
-use cofilter_cuda::{Builder, Device, Flow, Opened};
-use cofilter_graph::{Conv2d, Graph, Model, Shape};
-use cofilter_lowrank as lowrank;
+use cofilter_cuda::{Builder, Device, Flow, Geometry, Opened, Routine};
+use cofilter_graph::Model;
 use cofilter_runtime::cuda::{Libraries, Math, Pairs};
 use cofilter_runtime::{Error, Options, Plan};
-use cofilter_sparsity::{Grouping, Pattern, Pruning, prune_magnitude};
-use cofilter_zoo::{Config, by_name};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// A convolution of the kernels' for libraries.
+pub(crate) struct Layer {
+    pub(crate) math: Math,
+    geometry: Geometry,
+    images: usize,
+    pub(crate) case: Case,
+}
+
+impl Layer {
+    /// The routines that there are for it.
+    pub(crate) fn routines(&self, opened: &Opened) -> Vec<Routine> {
+        opened.routines(self.math, &self.geometry, self.case.places(), self.images)
+    }
+}
+
+/// Every convolution of the kernels' in every kind of arithmetic.
+pub(crate) fn layers() -> Vec<Layer> {
+    let of = |math| {
+        convolutions().into_iter().chain(pointwise()).map(move |(geometry, images, splits, zeros)| {
+            let case = Case::Conv { math, geometry, images, splits, zeros, second: None };
+            Layer { math, geometry, images, case }
+        })
+    };
+    Math::ALL.into_iter().flat_map(of).collect()
+}
 
 /// Number of cases: every convolution of the kernels' by every routine that there is for it.
 pub(crate) fn cases(standin: &Standin) -> Result<usize> {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     {
         let device = Device::open(0)?;
-        let _kept = keep_module(&device)?;
+        let _kept = keep_module(&device, None)?;
         let opened = Opened::new(&device);
-        for math in Math::ALL {
-            for (geometry, images, splits, zeros) in convolutions().into_iter().chain(pointwise()) {
-                let case = Case::Conv { math, geometry, images, splits, zeros, second: None };
-                let routines = opened.routines(math, &geometry, case.places(), images);
-                let one_product = geometry.is_pointwise() && geometry.groups == 1;
-                let names: Vec<_> = routines.iter().map(|of| of.name()).collect();
-                ensure!(names.contains(&"cublaslt") == one_product, "{case:?}: {names:?}");
-                let of_cudnn = matches!(math, Math::F32 | Math::Tf32);
-                ensure!(names.contains(&"cudnn implicit_gemm") == of_cudnn, "{case:?}: {names:?}");
-                for routine in routines {
-                    case.check(&device, By::Routine(routine))
-                        .with_context(|| format!("{}: {case:?}", routine.name()))?;
-                    *counts.entry((math.name(), routine.name())).or_default() += 1;
-                }
+        for layer in layers() {
+            let Layer { math, geometry, case, .. } = &layer;
+            let routines = layer.routines(&opened);
+            let one_product = geometry.is_pointwise() && geometry.groups == 1;
+            let names: Vec<_> = routines.iter().map(|of| of.name()).collect();
+            ensure!(names.contains(&"cublaslt") == one_product, "{case:?}: {names:?}");
+            let of_cudnn = matches!(math, Math::F32 | Math::Tf32);
+            ensure!(names.contains(&"cudnn implicit_gemm") == of_cudnn, "{case:?}: {names:?}");
+            for routine in routines {
+                case.check(&device, By::Routine(routine))
+                    .with_context(|| format!("{}: {case:?}", routine.name()))?;
+                *counts.entry((math.name(), routine.name())).or_default() += 1;
             }
         }
         let unaligned = Case::Conv {
@@ -73,66 +96,53 @@ fn nothing_left(standin: &Standin) -> Result<()> {
     Ok(())
 }
 
-fn with_libraries(libraries: Libraries, batch: usize, math: Math, cache: &Path) -> Options {
-    let mut options = options(batch, math, Pairs::Faster, cache);
-    options.cuda.measure = true;
-    options.cuda.libraries = libraries;
-    options
-}
-
 /// Lines of a description that name a library.
-fn lines(plan: &Plan) -> usize {
+pub(crate) fn lines(plan: &Plan) -> usize {
     let text = plan.describe();
     text.lines().filter(|line| line.contains("cudnn ") || line.contains("cublaslt")).count()
 }
 
-fn decomposed(dense: &Model) -> Result<Model> {
-    let rule = lowrank::RankRule::Ratio(0.4);
-    Ok(lowrank::decompose(dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?.0)
+/// Networks with libraries.
+pub(crate) fn tasks(libraries: Libraries) -> Vec<Task> {
+    let [lenet, resnet, googlenet] =
+        ["lenet", "resnet20", "bvlc_googlenet"].map(|name| Subject::Zoo(name, Form::Dense));
+    let low_rank = Subject::Zoo("resnet20", Form::LowRank);
+    let task = |(name, subject, math, batch): (&str, Subject, Math, usize)| {
+        let name = format!("{name}, libraries {libraries:?}, {}", math.name());
+        Task { subject, name, math, pairs: Pairs::Faster, batch, libraries: Some(libraries) }
+    };
+    [
+        ("lenet, fully connected layers as products", lenet, Math::F32, 33),
+        ("a small one", Subject::Small, Math::F16, 33),
+        ("a small one", Subject::Small, Math::Bf16, 33),
+        ("resnet20", resnet, Math::F32, 2),
+        ("resnet20, low rank", low_rank, Math::F32, 2),
+        ("resnet20, low rank", low_rank, Math::Tf32, 2),
+        ("bvlc_googlenet", googlenet, Math::F32, 1),
+    ]
+    .map(task)
+    .into()
 }
 
 /// Number of networks that were compared.
 pub(crate) fn networks(standin: &Standin, kernels: &Path, about: &mut dyn FnMut(String)) -> Result<usize> {
     let cache = with_kernels(kernels)?;
-    let zoo = |name: &str, extent: Option<usize>| -> Result<Model> {
-        let input = extent.map(|n| Shape::map(3, n, n));
-        model(by_name(name, &Config { input, ..Config::default() })?)
-    };
-    let known = |model: Model| -> Result<(Model, Vec<f64>)> {
-        let expected = expected(&model)?;
-        Ok((model, expected))
-    };
-    let lenet = known(zoo("lenet", None)?)?;
-    let resnet = known(zoo("resnet20", None)?)?;
-    let small = known(decomposed(&resnet.0)?)?;
-    let tiny = known(small_model()?)?;
-    let googlenet = known(zoo("bvlc_googlenet", Some(64))?)?;
-    let mut compared = 0;
-    for (name, (model, expected), math, batch) in [
-        ("lenet, fully connected layers as products", &lenet, Math::F32, 33),
-        ("a small one", &tiny, Math::F16, 33),
-        ("a small one", &tiny, Math::Bf16, 33),
-        ("resnet20", &resnet, Math::F32, 2),
-        ("resnet20, low rank", &small, Math::F32, 2),
-        ("resnet20, low rank", &small, Math::Tf32, 2),
-        ("bvlc_googlenet", &googlenet, Math::F32, 1),
-    ] {
-        let options = with_libraries(Libraries::Always, batch, math, cache.path());
-        let name = format!("{name}, by libraries, {}", math.name());
-        let (error, plan) = compare(model, expected, &options).with_context(|| name.clone())?;
+    let tasks = tasks(Libraries::Always);
+    each(&tasks, |task, known| {
+        let (error, plan) = task.check(known, cache.path(), true)?;
         let lines = lines(&plan);
-        ensure!(lines > 0, "{name}: no library is used\n{}", plan.describe());
-        about(format!("{name}: {lines} steps, relative error {error:.1e}"));
-        compared += 1;
-    }
+        ensure!(lines > 0, "no library is used\n{}", plan.describe());
+        about(format!("{}: {lines} steps, relative error {error:.1e}", task.name));
+        Ok(())
+    })?;
     chosen(standin, cache.path()).context("libraries chosen by their times")?;
     nothing_left(standin)?;
-    Ok(compared + 1)
+    Ok(tasks.len() + 1)
 }
 
 /// A library has to be faster by 3 %; times are kept by its version; layers of which much is zero keep our kernels.
 fn chosen(standin: &Standin, kernels: &Path) -> Result<()> {
-    let dense = model(by_name("convnet", &Config::default())?)?;
+    let dense = Subject::Zoo("convnet", Form::Dense).model()?;
     let compile = |model: &Model, options: &Options| -> Result<(Plan, i64)> {
         let calls = || {
             Ok::<_, anyhow::Error>(standin.get("cudnnConvolutionForward")? + standin.get("cuLaunchKernel")?)
@@ -158,9 +168,7 @@ fn chosen(standin: &Standin, kernels: &Path) -> Result<()> {
         let (_, newer) = compile(&dense, &options)?;
         standin.set("library", 90_000)?;
         ensure!(newer > 0 && newer < calls, "{newer} calls for another version, {calls} for the first");
-        let pattern = Pattern::Groups(Grouping::Columns);
-        let pruning = Pruning { sparsity: 0.6, pattern, ..Pruning::default() };
-        let (pruned, again) = compile(&prune_magnitude(&dense, &pruning)?.0, &options)?;
+        let (pruned, again) = compile(&without_columns(&dense)?, &options)?;
         ensure!(again == 0, "{again} calls for times that were kept");
         let text = pruned.describe();
         let keeps = |line: &&str| line.contains("% of the columns") && !line.contains("cudnn");
@@ -169,17 +177,6 @@ fn chosen(standin: &Standin, kernels: &Path) -> Result<()> {
         ensure!(lines(&never) == 0, "{}", never.describe());
     }
     standin.set("library_us", 0)
-}
-
-/// A model whose convolutions are cuDNN's, or whose layers are cuBLASLt's in half precision.
-fn small_model() -> Result<Model> {
-    let mut b = Graph::builder();
-    let x = b.input("data", Shape::map(4, 5, 4))?;
-    let x = b.conv2d("a", x, Conv2d { padding: [1; 2], ..Conv2d::new(6, 3) })?;
-    let x = b.conv2d("b", x, Conv2d::new(8, 1))?;
-    let x = b.flatten("flat", x)?;
-    let y = b.linear("c", x, 5)?;
-    model(b.finish(&[y])?)
 }
 
 /// Calls that are made to fail, and whether a session makes them too, not only the choice of a routine.
@@ -280,7 +277,7 @@ pub(crate) fn alone(standin: &Standin) -> Result<()> {
     let cache = tempfile::tempdir()?;
     let model = small_model()?;
     let options = with_libraries(Libraries::Always, 32, Math::F32, cache.path());
-    let (_, plan) = compare(&model, &expected(&model)?, &options)?;
+    let (_, plan) = compare(&model, &expected(&model)?, &options, true)?;
     ensure!(lines(&plan) == 0, "{}", plan.describe());
     drop(plan);
     nothing_left(standin)

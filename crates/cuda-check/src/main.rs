@@ -1,8 +1,10 @@
 //! The CUDA backend without a GPU. Three parts, as each needs other libraries where the loader looks for CUDA's: `standin` (kernels and
 //! host code on a processor), `alone` (the same where cuDNN and cuBLASLt are missing) and `cubins` (machine code), which add to the
-//! file that the first one wrote. `cargo xtask cuda-check` builds the stand-ins, finds the real compiler and starts all.
+//! file that the first one wrote. A fourth one, `device`, is for a machine that has a GPU, and needs nothing of the others. `cargo xtask
+//! cuda-check` builds the stand-ins, finds the real compiler and starts all.
 
 mod cubins;
+mod device;
 mod faults;
 mod floors;
 mod kernels;
@@ -10,13 +12,15 @@ mod libraries;
 mod networks;
 mod numbers;
 mod reference;
+mod stages;
 mod standin;
+mod times;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What was found.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -46,11 +50,24 @@ struct Found {
     /// Kernels by architecture.
     #[serde(skip_serializing_if = "Option::is_none")]
     cubins: Option<BTreeMap<String, usize>>,
+    /// What ran on a device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<device::OnDevice>,
     /// What failed.
     failed: Vec<String>,
 }
 
 impl Found {
+    /// What earlier parts found.
+    fn read(json: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(json).with_context(|| json.display().to_string())?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    fn write(&self, json: &Path) -> Result<()> {
+        std::fs::write(json, serde_json::to_string(self)?).with_context(|| json.display().to_string())
+    }
+
     /// The result of a part, or nothing and a line in `failed`.
     fn part<T>(&mut self, name: &str, part: impl FnOnce() -> Result<T>) -> Option<T> {
         let start = Instant::now();
@@ -73,28 +90,29 @@ fn main() -> Result<()> {
     let (json, found) = match args.as_slice() {
         ["standin", json] => (json, on_standin()?),
         ["alone", json] => {
-            let mut found = read(json)?;
+            let mut found = Found::read(Path::new(json))?;
             found.part("without libraries", || libraries::alone(&standin::Standin::open()?));
             (json, found)
+        }
+        ["device", json, table, seconds, stages @ ..] => {
+            let limit = Duration::from_secs(seconds.parse().context("seconds")?);
+            return device::check(Path::new(json), Path::new(table), limit, stages);
+        }
+        ["device-stage", stage, folder, table] => {
+            return stages::run(stage, Path::new(folder), Path::new(table));
         }
         ["floors", file, rest @ ..] if matches!(rest, [] | ["--write"]) => {
             return floors::check(Path::new(file), !rest.is_empty());
         }
         ["cubins", json, table, rest @ ..] if matches!(rest, [] | ["--write"]) => {
-            (json, machine_code(read(json)?, Path::new(table), !rest.is_empty()))
+            (json, machine_code(Found::read(Path::new(json))?, Path::new(table), !rest.is_empty()))
         }
         _ => bail!(
-            "expected `standin JSON`, `alone JSON`, `cubins JSON TABLE [--write]` or `floors FILE [--write]`; \
-             `cargo xtask cuda-check` starts this"
+            "expected `standin JSON`, `alone JSON`, `cubins JSON TABLE [--write]`, `floors FILE [--write]` or \
+             `device JSON TABLE SECONDS [STAGE..]`; `cargo xtask cuda-check` starts this"
         ),
     };
-    std::fs::write(json, serde_json::to_string(&found)?).with_context(|| (*json).to_owned())
-}
-
-/// What earlier parts found.
-fn read(json: &str) -> Result<Found> {
-    let text = std::fs::read_to_string(json).with_context(|| json.to_owned())?;
-    Ok(serde_json::from_str(&text)?)
+    found.write(Path::new(json))
 }
 
 fn on_standin() -> Result<Found> {

@@ -1,4 +1,4 @@
-//! (b) The host code with whole networks on the stand-in for the driver, against the reference of the runtime.
+//! (b) The host code with whole networks, against the reference of the runtime.
 
 use crate::numbers::Numbers;
 use crate::standin::Standin;
@@ -9,7 +9,10 @@ use cofilter_runtime::cuda::{Libraries, Math, Pairs, Settings};
 use cofilter_runtime::{BackendKind, Options, Plan, reference};
 use cofilter_sparsity::{Grouping, Pattern, Pruning, prune_magnitude};
 use cofilter_zoo::{Config, NAMES, by_name};
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Side of the square images that the reference does in a moment; 0: as published.
 fn extent(name: &str) -> usize {
@@ -23,61 +26,198 @@ fn extent(name: &str) -> usize {
     }
 }
 
-/// Number of networks that were compared.
-pub(crate) fn check(standin: &Standin, cache: &Path, about: &mut dyn FnMut(String)) -> Result<usize> {
-    let mut compared = 0;
-    for name in NAMES {
+/// What became of the weights of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Dense,
+    LowRank,
+    /// Most columns are zero.
+    Columns,
+}
+
+/// A model that is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// Of the zoo.
+    Zoo(&'static str, Form),
+    /// One whose convolutions are cuDNN's, or whose layers are cuBLASLt's in half precision.
+    Small,
+}
+
+impl Subject {
+    pub(crate) fn model(self) -> Result<Model> {
+        let (name, form) = match self {
+            Self::Zoo(name, form) => (name, form),
+            Self::Small => return small_model(),
+        };
         let input = Some(extent(name)).filter(|n| *n > 0).map(|n| Shape::map(3, n, n));
-        let graph = by_name(name, &Config { input, softmax: *name == "lenet", ..Config::default() })?;
+        let graph = by_name(name, &Config { input, softmax: name == "lenet", ..Config::default() })?;
         let dense = model(graph)?;
-        let mut variants = vec![("dense", dense.clone(), Math::F32, Pairs::Faster, 3)];
-        let rule = lowrank::RankRule::Ratio(0.4);
-        let (small, _) =
-            lowrank::decompose(&dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?;
-        variants.push(("low rank, pairs as one call", small.clone(), Math::F32, Pairs::Always, 2));
-        variants.push(("low rank, pairs as two", small, Math::F32, Pairs::Never, 1));
-        if matches!(*name, "convnet" | "resnet20" | "bvlc_googlenet") {
-            let pattern = Pattern::Groups(Grouping::Columns);
-            let pruning = Pruning { sparsity: 0.6, pattern, ..Pruning::default() };
-            variants.push((
-                "columns of zeros",
-                prune_magnitude(&dense, &pruning)?.0,
-                Math::F32,
-                Pairs::Faster,
-                2,
-            ));
-            for math in [Math::Tf32, Math::F16, Math::Bf16] {
-                variants.push((math.name(), dense.clone(), math, Pairs::Faster, 2));
-            }
+        Ok(match form {
+            Form::Dense => dense,
+            Form::LowRank => decomposed(&dense)?,
+            Form::Columns => without_columns(&dense)?,
+        })
+    }
+
+    fn known(self) -> Result<Known> {
+        let model = self.model()?;
+        let expected = expected(&model)?;
+        Ok(Known { model, expected })
+    }
+}
+
+/// A model and what the reference gives for its first image.
+pub(crate) struct Known {
+    model: Model,
+    expected: Vec<f64>,
+}
+
+/// A model to be run and compared.
+pub(crate) struct Task {
+    pub(crate) subject: Subject,
+    pub(crate) name: String,
+    pub(crate) math: Math,
+    pub(crate) pairs: Pairs,
+    pub(crate) batch: usize,
+    /// Choices are measured, and these take part.
+    pub(crate) libraries: Option<Libraries>,
+}
+
+impl Task {
+    /// The error, and the plan. `same_alone`: see [`compare`].
+    pub(crate) fn check(&self, known: &Known, cache: &Path, same_alone: bool) -> Result<(f64, Plan)> {
+        let Self { math, pairs, batch, .. } = *self;
+        let options = match self.libraries {
+            Some(libraries) => with_libraries(libraries, batch, math, cache),
+            None => options(batch, math, pairs, cache),
+        };
+        compare(&known.model, &known.expected, &options, same_alone)
+    }
+}
+
+/// The zoo, by our kernels.
+pub(crate) fn tasks() -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for name in NAMES {
+        let mut add = |form, what: &str, math, pairs, batch| {
+            let subject = Subject::Zoo(name, form);
+            tasks.push(Task {
+                subject,
+                name: format!("{name}, {what}"),
+                math,
+                pairs,
+                batch,
+                libraries: None,
+            });
+        };
+        let in_all_ways = matches!(*name, "convnet" | "resnet20" | "bvlc_googlenet");
+        add(Form::Dense, "dense", Math::F32, Pairs::Faster, 3);
+        for math in [Math::Tf32, Math::F16, Math::Bf16].into_iter().filter(|_| in_all_ways) {
+            add(Form::Dense, math.name(), math, Pairs::Faster, 2);
         }
         if *name == "lenet" {
             // Fully connected layers as products.
-            variants.push(("a large batch", dense, Math::F32, Pairs::Faster, 40));
+            add(Form::Dense, "a large batch", Math::F32, Pairs::Faster, 40);
         }
-        // What the reference gives for the first image, by model: it takes longer than all else.
-        let mut known: Vec<(Model, Vec<f64>)> = Vec::new();
-        for (what, model, math, pairs, batch) in variants {
-            let context = || format!("{name}, {what}");
-            let of = known.iter().position(|(of, _)| of.params() == model.params());
-            let of = match of {
-                Some(of) => of,
-                None => {
-                    known.push((model.clone(), expected(&model)?));
-                    known.len() - 1
-                }
-            };
-            let options = options(batch, math, pairs, cache);
-            let (error, _) = compare(&model, &known[of].1, &options).with_context(context)?;
-            about(format!("{name}, {what}: relative error {error:.1e}"));
-            compared += 1;
+        add(Form::LowRank, "low rank, pairs as one call", Math::F32, Pairs::Always, 2);
+        add(Form::LowRank, "low rank, pairs as two", Math::F32, Pairs::Never, 1);
+        if in_all_ways {
+            add(Form::Columns, "columns of zeros", Math::F32, Pairs::Faster, 2);
         }
     }
-    measured(standin, cache).context("kernels chosen by their times")?;
+    tasks
+}
+
+/// Gives each task, in order, with its model to `run`, until that fails. The references take longer than all else, so all processors
+/// compute them ahead.
+pub(crate) fn each(tasks: &[Task], run: impl FnMut(&Task, &Known) -> Result<()>) -> Result<()> {
+    let mut subjects: Vec<Subject> = tasks.iter().map(|task| task.subject).collect();
+    subjects.dedup();
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (next, (sender, receiver)) = (AtomicUsize::new(0), sync_channel(threads));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(subjects.len()) {
+            let (sender, subjects, next) = (sender.clone(), &subjects, &next);
+            scope.spawn(move || {
+                while let Some(subject) = subjects.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Nobody waits once something failed.
+                    if sender.send((*subject, subject.known())).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        in_order(tasks, receiver, run)
+    })
+}
+
+fn in_order(
+    tasks: &[Task],
+    receiver: Receiver<(Subject, Result<Known>)>,
+    mut run: impl FnMut(&Task, &Known) -> Result<()>,
+) -> Result<()> {
+    let mut there: Vec<(Subject, Result<Known>)> = Vec::new();
+    for group in tasks.chunk_by(|a, b| a.subject == b.subject) {
+        let is_this = |(subject, _): &(Subject, Result<Known>)| *subject == group[0].subject;
+        let known = loop {
+            match there.iter().position(is_this) {
+                Some(i) => break there.swap_remove(i).1,
+                None => there.push(receiver.recv().context("a thread that computes references ended")?),
+            }
+        };
+        let known = known.with_context(|| format!("reference of {}", group[0].name))?;
+        for task in group {
+            run(task, &known).with_context(|| task.name.clone())?;
+        }
+    }
+    Ok(())
+}
+
+/// Number of networks that were compared.
+pub(crate) fn check(standin: &Standin, cache: &Path, about: &mut dyn FnMut(String)) -> Result<usize> {
+    let tasks = tasks();
+    each(&tasks, |task, known| {
+        let (error, _) = task.check(known, cache, true)?;
+        about(format!("{}: relative error {error:.1e}", task.name));
+        Ok(())
+    })?;
+    measured(Some(standin), cache).context("kernels chosen by their times")?;
     chain(cache).context("convolutions one after the other")?;
     concurrent(cache).context("concurrent sessions")?;
     ensure!(standin.get("races")? == 0, "memory of the host was given back while a copy was under way");
     ensure!(standin.get("live")? == 0, "{} things of the driver are left", standin.get("live")?);
-    Ok(compared)
+    Ok(tasks.len())
+}
+
+fn decomposed(dense: &Model) -> Result<Model> {
+    let rule = lowrank::RankRule::Ratio(0.4);
+    Ok(lowrank::decompose(dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?.0)
+}
+
+pub(crate) fn without_columns(dense: &Model) -> Result<Model> {
+    let pattern = Pattern::Groups(Grouping::Columns);
+    Ok(prune_magnitude(dense, &Pruning { sparsity: 0.6, pattern, ..Pruning::default() })?.0)
+}
+
+/// See [`Subject::Small`].
+pub(crate) fn small_model() -> Result<Model> {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(4, 5, 4))?;
+    let x = b.conv2d("a", x, Conv2d { padding: [1; 2], ..Conv2d::new(6, 3) })?;
+    let x = b.conv2d("b", x, Conv2d::new(8, 1))?;
+    let x = b.flatten("flat", x)?;
+    let y = b.linear("c", x, 5)?;
+    model(b.finish(&[y])?)
+}
+
+/// Choices are measured, and these take part.
+pub(crate) fn with_libraries(libraries: Libraries, batch: usize, math: Math, cache: &Path) -> Options {
+    let mut options = options(batch, math, Pairs::Faster, cache);
+    options.cuda.measure = true;
+    options.cuda.libraries = libraries;
+    options
 }
 
 pub(crate) fn options(batch: usize, math: Math, pairs: Pairs, cache: &Path) -> Options {
@@ -110,9 +250,14 @@ pub(crate) fn expected(model: &Model) -> Result<Vec<f64>> {
     Ok(reference::run(model, &Numbers::new(5).list(len))?)
 }
 
-/// Error of the first image relative to the largest result, and the plan. Images alone, and a second run, give the same bits: so do the
-/// stand-ins of libraries, though libraries promise less.
-pub(crate) fn compare(model: &Model, expected: &[f64], options: &Options) -> Result<(f64, Plan)> {
+/// Error of the first image relative to the largest result, and the plan. A second run gives the same bits, and so do images alone where
+/// `same_alone`: the stand-ins of libraries do, libraries do not promise it.
+pub(crate) fn compare(
+    model: &Model,
+    expected: &[f64],
+    options: &Options,
+    same_alone: bool,
+) -> Result<(f64, Plan)> {
     let plan = Plan::compile(model, options)?;
     let batch = options.batch;
     let images = Numbers::new(5).list(batch * plan.input_len());
@@ -122,21 +267,27 @@ pub(crate) fn compare(model: &Model, expected: &[f64], options: &Options) -> Res
         session.run(images, &mut logits)?;
         Ok(logits)
     };
-    let (len, out) = (plan.input_len(), plan.output_len());
-    let together = run(&images)?;
-    for image in [0, batch - 1] {
-        let alone = run(&images[image * len..][..len])?;
-        let same = same_bits(&alone, &together[image * out..][..out]);
-        ensure!(same, "image {image} gives other bits alone than among {batch}");
-    }
-    ensure!(same_bits(&run(&images)?, &together), "a second run gives other bits");
-    let times = session.profile(&images)?;
-    ensure!(times.steps.iter().all(|step| step.time_us >= 0.0), "a step without a time");
     let allowed = match options.cuda.math {
         Math::F32 => 1e-4,
         // Sums over layers of what each product loses.
         math => 20.0 * math.error(),
     };
+    let (len, out) = (plan.input_len(), plan.output_len());
+    let together = run(&images)?;
+    for image in [0, batch - 1] {
+        let alone = run(&images[image * len..][..len])?;
+        let among = &together[image * out..][..out];
+        ensure!(
+            !same_alone || same_bits(&alone, among),
+            "image {image} gives other bits alone than among {batch}"
+        );
+        let among: Vec<f64> = among.iter().map(|x| f64::from(*x)).collect();
+        let error = relative_error(&alone, &among);
+        ensure!(error <= 2.0 * allowed, "image {image} alone: {error:.1e} from what it gives among {batch}");
+    }
+    ensure!(same_bits(&run(&images)?, &together), "a second run gives other bits");
+    let times = session.profile(&images)?;
+    ensure!(times.steps.iter().all(|step| step.time_us >= 0.0), "a step without a time");
     let worst = relative_error(&together[..out], expected);
     ensure!(worst <= allowed, "relative error {worst:.1e}, allowed {allowed:.1e}\n{}", plan.describe());
     drop(session);
@@ -157,22 +308,22 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits()))
 }
 
-/// Times are measured once and kept: the second plan orders none. What is chosen by them computes the same.
-fn measured(standin: &Standin, cache: &Path) -> Result<()> {
-    let dense = model(by_name("convnet", &Config::default())?)?;
-    let rule = lowrank::RankRule::Ratio(0.4);
-    let (small, _) = lowrank::decompose(&dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?;
-    let mut options = options(2, Math::F32, Pairs::Faster, cache);
-    options.cuda.measure = true;
-    options.cuda.libraries = Libraries::Never;
+/// Times are measured once and kept: the second plan orders none, as a stand-in counts. What is chosen by them computes the same.
+pub(crate) fn measured(standin: Option<&Standin>, cache: &Path) -> Result<()> {
+    let small = Subject::Zoo("convnet", Form::LowRank).model()?;
+    let options = with_libraries(Libraries::Never, 2, Math::F32, cache);
+    let launched = || standin.map_or(Ok(0), |standin| standin.get("cuLaunchKernel"));
     let compile = || -> Result<(Plan, i64)> {
-        let before = standin.get("cuLaunchKernel")?;
+        let before = launched()?;
         let plan = Plan::compile(&small, &options)?;
-        Ok((plan, standin.get("cuLaunchKernel")? - before))
+        Ok((plan, launched()? - before))
     };
     let (first, launches) = compile()?;
     let (second, again) = compile()?;
-    ensure!(launches > 0 && again == 0, "{launches} kernels for the first plan, {again} for the second");
+    ensure!(
+        standin.is_none() || launches > 0 && again == 0,
+        "{launches} kernels for the first plan, {again} for the second"
+    );
     ensure!(first.describe() == second.describe(), "two choices:\n{}{}", first.describe(), second.describe());
     let images = Numbers::new(5).list(first.input_len());
     let mut logits = vec![f32::NAN; first.output_len()];
@@ -183,18 +334,18 @@ fn measured(standin: &Standin, cache: &Path) -> Result<()> {
 }
 
 /// Of three convolutions without bias two can be one call, in one way alone.
-fn chain(cache: &Path) -> Result<()> {
+pub(crate) fn chain(cache: &Path) -> Result<()> {
     let mut b = Graph::builder();
     let x = b.input("data", Shape::map(3, 9, 7))?;
     let x = b.conv2d("a", x, Conv2d { bias: false, ..Conv2d::new(12, 3) })?;
     let y = b.conv2d("b", x, Conv2d { bias: false, ..Conv2d::new(20, 1) })?;
     let z = b.conv2d("c", y, Conv2d::new(5, 1))?;
     let model = model(b.finish(&[z])?)?;
-    compare(&model, &expected(&model)?, &options(2, Math::F32, Pairs::Always, cache)).map(|_| ())
+    compare(&model, &expected(&model)?, &options(2, Math::F32, Pairs::Always, cache), true).map(|_| ())
 }
 
 /// Sessions of one plan in several threads give what one gives.
-fn concurrent(cache: &Path) -> Result<()> {
+pub(crate) fn concurrent(cache: &Path) -> Result<()> {
     let model = model(by_name("convnet", &Config::default())?)?;
     let plan = Plan::compile(&model, &options(2, Math::F32, Pairs::Faster, cache))?;
     let run = |seed: u64| -> Result<Vec<Vec<f32>>> {

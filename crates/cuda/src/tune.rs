@@ -133,6 +133,35 @@ impl Tuner {
         Ok(best)
     }
 
+    /// The fastest kernel of ours and the fastest routine of a library, each with its time in microseconds, for a dense convolution with a
+    /// bias and a rectification, of maps that lie one behind the other.
+    ///
+    /// # Errors
+    /// As [`Tuner::convolution`].
+    pub fn both(
+        &mut self,
+        math: Math,
+        geometry: &Geometry,
+        batch: usize,
+    ) -> Result<[Option<(Choice, f64)>; 2]> {
+        let layer = Layer { math, geometry, batch, places: places(geometry.lens()), weight: &[] };
+        let ours = self.kernel(&layer)?.map(|(kernel, splits, us)| (Choice::Kernel(kernel, splits), us));
+        let theirs = self.routine(&layer)?.map(|(routine, us)| (Choice::Routine(routine), us));
+        Ok([ours, theirs])
+    }
+
+    /// Microseconds of a fully connected layer by the kernel for few images, with a bias and a rectification.
+    ///
+    /// # Errors
+    /// As [`Tuner::convolution`].
+    pub fn linear(&mut self, math: Math, inputs: usize, outputs: usize, batch: usize) -> Result<f64> {
+        let (geometry, bias) = (Geometry::linear(inputs, outputs), vec![0.5; outputs]);
+        let key = key("linear", math, &geometry, 0, batch);
+        self.time(&key, "linear", &geometry, outputs, batch, |builder, weight, flow| {
+            builder.linear(math, inputs, [weight, &bias], flow).map(|_| ())
+        })
+    }
+
     /// The choice for a convolution and its time in microseconds.
     fn fastest(&mut self, layer: &Layer<'_>) -> Result<Option<(Choice, f64)>> {
         if self.libraries == Libraries::Always
