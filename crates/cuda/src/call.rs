@@ -222,27 +222,40 @@ impl Call {
             Work::Conv(of) | Work::Pair { basis: of, .. } => {
                 at_most("tiles of filters", of.tiles, 65_535)?;
                 at_most("groups by parts", of.geometry.groups * of.splits, 65_535)?;
-                let Geometry { kernel, dilation, padding, extents: [height, width], .. } = of.geometry;
-                let window = |axis: usize| kernel[axis].saturating_mul(dilation[axis]);
-                (0..2).try_for_each(|axis| at_most("extent of a window", window(axis), 1 << 15))?;
-                // From the first element of the first window to the last one of the last.
-                let rows = height.saturating_add(2 * padding[0].min(COUNTED)).saturating_add(window(0));
-                let columns = width.saturating_add(2 * padding[1].min(COUNTED)).saturating_add(window(1));
-                at_most("elements from the first window to the last", rows.saturating_mul(columns), COUNTED)
+                check_windows(&of.geometry, &at_most)
             }
             Work::Linear { outputs, .. } => at_most("outputs", *outputs, 65_535 * 4),
             Work::Routine { geometry: of, .. } => {
                 let extents = of.padding.iter().chain(&of.stride).chain(&of.dilation).chain(&of.kernel);
                 at_most("extent of a window", extents.copied().max().unwrap_or(0), COUNTED)
             }
-            Work::Map { map, .. } => {
-                let products =
-                    (0..2).map(|axis| i64::from(map.extents[axis]) * (i64::from(map.results[axis]) + 1));
-                let largest = usize::try_from(products.max().unwrap_or(0)).unwrap_or(usize::MAX);
-                at_most("extents before times extents after", largest, COUNTED)
-            }
+            Work::Map { map, .. } => check_extents(map, &at_most),
         }
     }
+}
+
+/// Whether the kernels can count the windows of a convolution.
+pub(crate) fn check_windows(
+    of: &Geometry,
+    at_most: &impl Fn(&str, usize, usize) -> Result<()>,
+) -> Result<()> {
+    let Geometry { kernel, dilation, padding, extents: [height, width], .. } = *of;
+    let window = |axis: usize| kernel[axis].saturating_mul(dilation[axis]);
+    (0..2).try_for_each(|axis| at_most("extent of a window", window(axis), 1 << 15))?;
+    // From the first element of the first window to the last one of the last.
+    let rows = height.saturating_add(2 * padding[0].min(COUNTED)).saturating_add(window(0));
+    let columns = width.saturating_add(2 * padding[1].min(COUNTED)).saturating_add(window(1));
+    at_most("elements from the first window to the last", rows.saturating_mul(columns), COUNTED)
+}
+
+/// Whether the kernels can count the places of a map.
+pub(crate) fn check_extents(
+    map: &args::Map,
+    at_most: &impl Fn(&str, usize, usize) -> Result<()>,
+) -> Result<()> {
+    let products = (0..2).map(|axis| i64::from(map.extents[axis]) * (i64::from(map.results[axis]) + 1));
+    let largest = usize::try_from(products.max().unwrap_or(0)).unwrap_or(usize::MAX);
+    at_most("extents before times extents after", largest, COUNTED)
 }
 
 /// Numbers are counted in 31 bits, and a block may count a tile too far.
@@ -490,69 +503,73 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Length`] for a summand, or a rectification, that the kernel does not have.
-    pub fn map(
-        &mut self,
-        [channels, height, width]: [usize; 3],
-        of: Elementwise,
-        flow: &Flow,
-    ) -> Result<Made> {
-        let mut map = args::Map {
-            channels: int(channels),
-            extents: [height, width].map(int),
-            results: [height, width].map(int),
-            ..args::Map::default()
-        };
-        let src_len = channels * height * width;
-        let mut dst_len = src_len;
-        let mut windows = |map: &mut args::Map, window: &Window, kind| {
-            let Window { kernel, stride, padding, results } = *window;
-            map.kind = kind;
-            [map.kernel, map.stride, map.padding, map.results] =
-                [kernel, stride, padding, results].map(|of| of.map(int));
-            dst_len = channels * results[0] * results[1];
-        };
-        let name = match of {
-            Elementwise::Copy { before, channels: all } => {
-                map.size = int(channels);
-                map.channels = int(all);
-                map.before = int(before);
-                dst_len = all * height * width;
-                "map_copy"
-            }
-            Elementwise::MaxPool(window) => {
-                windows(&mut map, &window, 0);
-                "map_pool"
-            }
-            Elementwise::MeanPool { window, count_padding } => {
-                windows(&mut map, &window, if count_padding { 2 } else { 1 });
-                "map_pool"
-            }
-            Elementwise::Adaptive { results } => {
-                map.results = results.map(int);
-                dst_len = channels * results[0] * results[1];
-                "map_adaptive"
-            }
-            Elementwise::Lrn { within, size, weight, beta, k } => {
-                map.kind = within.into();
-                map.size = int(size);
-                (map.weight, map.beta, map.k) = (weight, beta, k);
-                "map_lrn"
-            }
-            Elementwise::Softmax => {
-                map.channels = int(src_len);
-                "softmax"
-            }
-        };
+    pub fn map(&mut self, shape: [usize; 3], of: Elementwise, flow: &Flow) -> Result<Made> {
+        let (name, map, dst_len) = elementwise(shape, of);
         let kernel = named(name)?;
         if name != "map_copy" {
             plain(name, flow, false)?;
         }
-        self.push(kernel, Work::Map { map, scale: None }, flow, [src_len, dst_len]);
+        self.push(kernel, Work::Map { map, scale: None }, flow, [shape.iter().product(), dst_len]);
         Ok(Made { algorithm: name, splits: 1, bytes: 0, density: 1.0 })
     }
 }
 
-fn named(name: &str) -> Result<Kernel> {
+/// The kernel for a map of this shape, what is in its struct beside addresses, and elements of an image of the result.
+pub(crate) fn elementwise(
+    [channels, height, width]: [usize; 3],
+    of: Elementwise,
+) -> (&'static str, args::Map, usize) {
+    let mut map = args::Map {
+        channels: int(channels),
+        extents: [height, width].map(int),
+        results: [height, width].map(int),
+        ..args::Map::default()
+    };
+    let src_len = channels * height * width;
+    let mut dst_len = src_len;
+    let mut windows = |map: &mut args::Map, window: &Window, kind| {
+        let Window { kernel, stride, padding, results } = *window;
+        map.kind = kind;
+        [map.kernel, map.stride, map.padding, map.results] =
+            [kernel, stride, padding, results].map(|of| of.map(int));
+        dst_len = channels * results[0] * results[1];
+    };
+    let name = match of {
+        Elementwise::Copy { before, channels: all } => {
+            map.size = int(channels);
+            map.channels = int(all);
+            map.before = int(before);
+            dst_len = all * height * width;
+            "map_copy"
+        }
+        Elementwise::MaxPool(window) => {
+            windows(&mut map, &window, 0);
+            "map_pool"
+        }
+        Elementwise::MeanPool { window, count_padding } => {
+            windows(&mut map, &window, if count_padding { 2 } else { 1 });
+            "map_pool"
+        }
+        Elementwise::Adaptive { results } => {
+            map.results = results.map(int);
+            dst_len = channels * results[0] * results[1];
+            "map_adaptive"
+        }
+        Elementwise::Lrn { within, size, weight, beta, k } => {
+            map.kind = within.into();
+            map.size = int(size);
+            (map.weight, map.beta, map.k) = (weight, beta, k);
+            "map_lrn"
+        }
+        Elementwise::Softmax => {
+            map.channels = int(src_len);
+            "softmax"
+        }
+    };
+    (name, map, dst_len)
+}
+
+pub(crate) fn named(name: &str) -> Result<Kernel> {
     Kernel::named(name)
         .ok_or_else(|| Error::Library { what: "the kernels", reason: format!("none is called {name}") })
 }

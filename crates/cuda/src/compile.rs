@@ -3,24 +3,26 @@
 
 use crate::api::{Compiler, Handle};
 use crate::device::About;
+use crate::kernel::Set;
 use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::ffi::{CStr, CString};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// The text of all kernels.
+/// The text of the kernels of a set.
 #[must_use]
-pub fn text() -> String {
-    [
-        include_str!("kernels/prelude.cuh"),
-        include_str!("kernels/conv.cu"),
-        include_str!("kernels/pair.cu"),
-        include_str!("kernels/conv_mma.cu"),
-        include_str!("kernels/linear.cu"),
-        include_str!("kernels/maps.cu"),
-    ]
-    .join("\n")
+pub fn text(set: Set) -> String {
+    let (prelude, conv) = (include_str!("kernels/prelude.cuh"), include_str!("kernels/conv.cu"));
+    let (pair, conv_mma) = (include_str!("kernels/pair.cu"), include_str!("kernels/conv_mma.cu"));
+    let (linear, maps) = (include_str!("kernels/linear.cu"), include_str!("kernels/maps.cu"));
+    match set {
+        Set::Run => [prelude, conv, pair, conv_mma, linear, maps].join("\n"),
+        Set::Learn => {
+            let (learn, around) = (include_str!("kernels/learn.cu"), include_str!("kernels/learn3x3.cu"));
+            [prelude, conv, maps, learn, around].join("\n")
+        }
+    }
 }
 
 /// Where compiled kernels are kept if nothing else is said: `cofilter` in the user's folder for such things.
@@ -46,14 +48,14 @@ pub(crate) struct Code {
 }
 
 /// The kernels for a device, as they were kept in a folder.
-pub(crate) fn kept(about: &About, cache: Option<&Path>) -> Option<Code> {
-    let path = cache?.join(file_name(&text(), about.capability));
+pub(crate) fn kept(set: Set, about: &About, cache: Option<&Path>) -> Option<Code> {
+    let path = cache?.join(file_name(&text(set), about.capability));
     Some(Code { binary: read(&path)?, keep: None })
 }
 
 /// The kernels for a device, compiled.
-pub(crate) fn compiled(about: &About, cache: Option<&Path>) -> Result<Code> {
-    let text = text();
+pub(crate) fn compiled(set: Set, about: &About, cache: Option<&Path>) -> Result<Code> {
+    let text = text(set);
     let arch = arch_for(about)?;
     let start = std::time::Instant::now();
     let Compiled { binary, .. } = compile(&text, arch)?;
@@ -176,7 +178,7 @@ fn check(api: &Compiler, what: &str, code: i32) -> Result<()> {
 /// The file of the times that were measured on a device with these kernels.
 pub(crate) fn times_name(about: &About) -> String {
     let name: String = about.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    format!("times-{}-{name}.json", short_hash(&text()))
+    format!("times-{}-{name}.json", short_hash(&text(Set::Run)))
 }
 
 fn file_name(text: &str, capability: u32) -> String {
@@ -235,12 +237,16 @@ mod tests {
 
     #[test]
     fn every_kernel_is_in_the_text() {
-        let text = text();
-        for kernel in crate::Kernel::all() {
-            let name = kernel.name();
-            let by_macro = name.starts_with("conv_") || name.starts_with("conv1x1_");
-            let found = text.contains(&format!("KERNEL({name},"));
-            assert!(found || by_macro, "{name}");
+        for set in [Set::Run, Set::Learn] {
+            let text = text(set);
+            for kernel in crate::Kernel::of(set) {
+                let name = kernel.name();
+                let by_macro = ["conv_", "conv1x1_", "learn_3x3_", "learn_filter_3x3_"]
+                    .iter()
+                    .any(|start| name.starts_with(start));
+                let found = text.contains(&format!("KERNEL({name},"));
+                assert!(found || by_macro, "{name}");
+            }
         }
     }
 }

@@ -57,11 +57,22 @@ struct Info {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Conv { math: Math, pointwise: bool },
+    Conv {
+        math: Math,
+        pointwise: bool,
+    },
     ConvSum,
     Pair,
     Linear,
     Map,
+    /// A product of a gradient and windows.
+    Filter,
+    /// A convolution with windows of 3x3 around each element, in tiles of so many columns.
+    Around(usize),
+    /// The gradient of its filters.
+    AroundFilter(usize),
+    /// All else in training.
+    Learn,
 }
 
 const fn conv(name: &'static str, pointwise: bool, tile: [usize; 2], depth: usize, threads: u32) -> Info {
@@ -106,18 +117,67 @@ static KERNELS: [Info; 26] = [
     other("softmax", Kind::Map, 128, [1, 1], 0),
 ];
 
+/// Those of training alone, for what else it needs see [`Kernel::of`].
+static LEARNING: [Info; 25] = [
+    other("learn_pack", Kind::Learn, 256, [1, 256], 0),
+    other("learn_filter_16x64", Kind::Filter, 128, [16, 64], 32),
+    other("learn_filter_64x64", Kind::Filter, 256, [64, 64], 32),
+    other("learn_3x3_32_32", Kind::Around(32), 256, [32, 256], 72),
+    other("learn_3x3_32_16", Kind::Around(32), 128, [16, 256], 72),
+    other("learn_3x3_16_32", Kind::Around(16), 256, [32, 256], 72),
+    other("learn_3x3_16_16", Kind::Around(16), 128, [16, 256], 72),
+    other("learn_3x3_8_32", Kind::Around(8), 256, [32, 256], 72),
+    other("learn_3x3_8_16", Kind::Around(8), 128, [16, 256], 72),
+    other("learn_filter_3x3_32", Kind::AroundFilter(32), 128, [16, 256], 72),
+    other("learn_filter_3x3_16", Kind::AroundFilter(16), 128, [16, 256], 72),
+    other("learn_filter_3x3_8", Kind::AroundFilter(8), 128, [16, 256], 72),
+    other("learn_source", Kind::Learn, 256, [1, 256], 0),
+    other("learn_pass", Kind::Learn, 256, [1, 1024], 0),
+    other("learn_add", Kind::Learn, 256, [1, 1024], 0),
+    other("learn_normalise", Kind::Learn, 256, [1, 1024], 0),
+    other("learn_sum", Kind::Learn, 256, [1, 32], 0),
+    other("learn_moments", Kind::Learn, 256, [1, 1], 0),
+    other("learn_statistics", Kind::Learn, 64, [1, 1], 0),
+    other("learn_sums", Kind::Learn, 256, [1, 1], 0),
+    other("learn_sums_all", Kind::Learn, 64, [1, 1], 0),
+    other("learn_normalised", Kind::Learn, 256, [1, 1024], 0),
+    other("learn_pool", Kind::Learn, 256, [1, 256], 0),
+    other("learn_adaptive", Kind::Learn, 256, [1, 256], 0),
+    other("learn_lrn", Kind::Learn, 256, [1, 256], 0),
+];
+
+/// Kernels that are compiled and loaded together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// To run networks.
+    Run,
+    /// To train them.
+    Learn,
+}
+
 /// A kernel that there is.
 #[derive(Clone, Copy)]
 pub struct Kernel(&'static Info);
 
 impl Kernel {
-    /// All kernels.
+    /// All kernels that run networks.
     pub fn all() -> impl Iterator<Item = Self> {
         KERNELS.iter().map(Self)
     }
 
+    /// The kernels of a set. To train, values are computed by those in `f32` that run networks.
+    pub fn of(set: Set) -> impl Iterator<Item = Self> {
+        let learning = if set == Set::Learn { &LEARNING[..] } else { &[] };
+        let runs = move |kernel: &Self| match kernel.0.kind {
+            Kind::Conv { math, .. } => math == Math::F32,
+            Kind::ConvSum | Kind::Map => true,
+            _ => false,
+        };
+        Self::all().filter(move |kernel| set == Set::Run || runs(kernel)).chain(learning.iter().map(Self))
+    }
+
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::all().find(|kernel| kernel.name() == name)
+        Self::of(Set::Run).chain(Self::of(Set::Learn)).find(|kernel| kernel.name() == name)
     }
 
     /// Its name in the text and in messages.
@@ -136,6 +196,18 @@ impl Kernel {
     /// The low-rank pairs.
     pub fn pairs() -> impl Iterator<Item = Self> {
         Self::all().filter(|kernel| kernel.is_pair())
+    }
+
+    /// The convolution in tiles of so many columns, for so many filters.
+    pub(crate) fn around(columns: usize, filters: usize) -> Option<Self> {
+        let tile = if filters > 16 { 32 } else { 16 };
+        let of = Kind::Around(columns);
+        Self::of(Set::Learn).find(|kernel| kernel.0.kind == of && kernel.tile()[0] == tile)
+    }
+
+    /// The gradient of its filters.
+    pub(crate) fn around_filter(columns: usize) -> Option<Self> {
+        Self::of(Set::Learn).find(|kernel| kernel.0.kind == Kind::AroundFilter(columns))
     }
 
     pub(crate) fn is_pair(self) -> bool {
@@ -180,7 +252,7 @@ impl Kernel {
         self.is_pair()
     }
 
-    /// Bytes of shared memory of a block; a pair's for so many basis filters, up to a multiple of a tile.
+    /// Bytes of shared memory of a block; a pair's for so many basis filters, up to a multiple of a tile; a sum's for so many parts.
     #[must_use]
     pub fn shared_bytes(self, depth: usize) -> usize {
         let [filters, pixels] = self.0.tile;
@@ -189,8 +261,58 @@ impl Kernel {
             Kind::Conv { .. } => 2 * 16 * (filters + 8 + pixels + 8),
             Kind::Pair => 2 * self.0.depth * (filters + pixels) + depth * pixels,
             Kind::Map if self.name() == "softmax" => 128,
+            // Rows of 32 pixels, four words apart.
+            Kind::Filter => (filters + pixels) * (self.0.depth + 4),
+            Kind::Around(columns) => around(columns) + self.0.depth * filters,
+            Kind::AroundFilter(columns) => around(columns) + filters * (pixels + 4),
+            Kind::Learn => match self.name() {
+                "learn_sum" => 256,
+                "learn_moments" | "learn_sums" => 512,
+                // In double precision.
+                "learn_statistics" | "learn_sums_all" => 2 * 64,
+                // Eight channels of each filter and tap.
+                "learn_source" => 8 * depth,
+                _ => 0,
+            },
             Kind::Map | Kind::ConvSum | Kind::Linear => 0,
         }
+    }
+}
+
+/// Words for eight channels of the tiles of a block with what lies around them, and for where these are: as `Around` of `learn3x3.cu`.
+fn around(columns: usize) -> usize {
+    let [tiles, rows] = tiles_of(columns);
+    8 * (tiles * (rows + 2) * (columns + 4) + 4) + 3 * tiles
+}
+
+/// Tiles of a block, and rows of each.
+fn tiles_of(columns: usize) -> [usize; 2] {
+    let rows = if columns == 32 { 8 } else { columns };
+    [256 / (columns * rows), rows]
+}
+
+/// Tiles of a map for kernels with windows of 3x3.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiling {
+    /// Columns of a tile.
+    pub(crate) columns: usize,
+    /// Tiles of a map.
+    pub(crate) tiles: usize,
+    /// Tiles of a block.
+    pub(crate) at_once: usize,
+}
+
+impl Tiling {
+    /// The one with the fewest elements outside the map.
+    pub(crate) fn of([height, width]: [usize; 2]) -> Self {
+        let tiling = |columns: usize| {
+            let [at_once, rows] = tiles_of(columns);
+            Self { columns, tiles: height.div_ceil(rows) * width.div_ceil(columns), at_once }
+        };
+        let elements = |of: &Self| of.tiles * 256 / of.at_once;
+        let [wide, middle, narrow] = [32, 16, 8].map(tiling);
+        let better = if elements(&middle) < elements(&wide) { middle } else { wide };
+        if elements(&narrow) < elements(&better) { narrow } else { better }
     }
 }
 

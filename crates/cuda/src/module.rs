@@ -3,7 +3,7 @@
 use crate::api::Handle;
 use crate::compile;
 use crate::device::{About, Device};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Set};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -28,6 +28,11 @@ pub(crate) struct Function {
     threads: u32,
 }
 
+// SAFETY: as the module's handles; who launches has the module alive.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
 impl Function {
     pub(crate) fn handle(&self) -> Handle {
         self.handle
@@ -46,9 +51,9 @@ const LOAD: &str = "cuModuleLoadData";
 
 impl Module {
     /// Takes the kernels for a device from the folder where they were kept, or compiles them.
-    pub(crate) fn load(device: &Device, cache: Option<&Path>) -> Result<Self> {
-        if let Some(code) = compile::kept(device.about(), cache) {
-            match Self::from(device, &code.binary) {
+    pub(crate) fn load(set: Set, device: &Device, cache: Option<&Path>) -> Result<Self> {
+        if let Some(code) = compile::kept(set, device.about(), cache) {
+            match Self::from(set, device, &code.binary) {
                 // Of another compiler than this driver's, perhaps.
                 Err(error @ Error::Driver { call: LOAD, .. }) => {
                     tracing::warn!(%error, "kept kernels cannot be loaded; they are compiled again");
@@ -56,20 +61,20 @@ impl Module {
                 module => return module,
             }
         }
-        let code = compile::compiled(device.about(), cache)?;
-        let module = Self::from(device, &code.binary)?;
+        let code = compile::compiled(set, device.about(), cache)?;
+        let module = Self::from(set, device, &code.binary)?;
         code.keep();
         Ok(module)
     }
 
-    fn from(device: &Device, binary: &[u8]) -> Result<Self> {
+    fn from(set: Set, device: &Device, binary: &[u8]) -> Result<Self> {
         device.bind()?;
         let mut module =
             Self { device: device.clone(), handle: std::ptr::null_mut(), functions: BTreeMap::new() };
         // SAFETY: a whole binary, which the driver copies.
         let code = unsafe { (device.api().module_load)(&raw mut module.handle, binary.as_ptr().cast()) };
         device.check(LOAD, code)?;
-        for kernel in Kernel::all().filter(|kernel| kernel.needs() <= device.about().capability) {
+        for kernel in Kernel::of(set).filter(|kernel| kernel.needs() <= device.about().capability) {
             let function = module.find(kernel)?;
             module.functions.insert(kernel, function);
         }

@@ -81,7 +81,7 @@ impl Geometry {
     }
 
     /// The entries of the kernels' table: where each element of a filter meets the map, from the window's first element.
-    fn entries(&self) -> Vec<[i32; 2]> {
+    pub(crate) fn entries(&self) -> Vec<[i32; 2]> {
         let [height, width] = self.extents;
         let mut entries = Vec::with_capacity(self.columns());
         for channel in 0..self.channels / self.groups {
@@ -119,7 +119,7 @@ pub(crate) struct PackedConv {
 }
 
 /// No element of the map.
-const NONE: [i32; 2] = [0, -1];
+pub(crate) const NONE: [i32; 2] = [0, -1];
 
 /// Packs `weight` `[filters, channels / groups, height, width]`. A column without a weight in a tile of filters is left out of that tile.
 pub(crate) fn conv(kernel: Kernel, of: &Geometry, weight: &[f32]) -> PackedConv {

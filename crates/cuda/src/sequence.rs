@@ -7,6 +7,7 @@
 use crate::api::DevicePtr;
 use crate::call::{self, Builder, Call, Lengths, Place, Region, Work};
 use crate::device::{Buffer, Device, Pinned};
+use crate::kernel::Set;
 use crate::libraries::{Opened, Prepared};
 use crate::module::Module;
 use crate::pack::int;
@@ -37,7 +38,7 @@ fn module(device: &Device, cache: Option<&Path>) -> Result<Arc<Module>> {
     if let Some(module) = found {
         return Ok(module);
     }
-    let module = Arc::new(Module::load(device, cache)?);
+    let module = Arc::new(Module::load(Set::Run, device, cache)?);
     loaded.push((ordinal, Arc::downgrade(&module)));
     Ok(module)
 }
@@ -234,7 +235,7 @@ impl Session {
         };
         let bytes = n * self.sequence.lengths.image * size_of::<f32>();
         let copies = (LONG_COPY / bytes.max(1)).clamp(1, MOST_COPIES);
-        let ordered = self.order(n, copies, |_| moment(&mut moments)).and_then(|()| moment(&mut moments));
+        let ordered = self.order(n, copies, |_| moment(&mut moments));
         // Whatever was ordered reads and writes memory that the next run uses too.
         let waited = self.stream.synchronize();
         ordered.and(waited)?;
@@ -255,6 +256,8 @@ impl Session {
             before(i)?;
             self.launch(i, call, n)?;
         }
+        // The last one ends here: what is copied then is no part of it.
+        before(calls.len())?;
         let from = match output.region {
             Region::Images => &self.images,
             Region::Arena => &self.arena,

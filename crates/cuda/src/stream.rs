@@ -38,13 +38,23 @@ impl Stream {
 
     /// Copies words to the beginning of a buffer and waits.
     pub(crate) fn upload(&self, to: &Buffer, words: &[u32]) -> Result<()> {
+        self.upload_at(to, 0, words)
+    }
+
+    /// As `upload`, to a byte of a buffer.
+    pub(crate) fn upload_at(&self, to: &Buffer, at: usize, words: &[u32]) -> Result<()> {
         let bytes = size_of_val(words);
-        check_len("words", bytes, to.len())?;
+        check_len("words", bytes, to.len().saturating_sub(at))?;
         self.device.bind()?;
         if bytes > 0 {
             // SAFETY: both have as many bytes, and both stay until the copy was waited for.
             let code = unsafe {
-                (self.device.api().copy_to_device)(to.address(), words.as_ptr().cast(), bytes, self.handle)
+                (self.device.api().copy_to_device)(
+                    to.address() + at as u64,
+                    words.as_ptr().cast(),
+                    bytes,
+                    self.handle,
+                )
             };
             self.device.check("cuMemcpyHtoDAsync", code)?;
         }
@@ -108,6 +118,11 @@ impl Stream {
             )
         };
         self.device.check("cuLaunchKernel", code)
+    }
+
+    /// Makes the context current in this thread, as what is ordered asks.
+    pub(crate) fn bind(&self) -> Result<()> {
+        self.device.bind()
     }
 
     /// Waits for all that was ordered.

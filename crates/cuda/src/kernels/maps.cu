@@ -20,21 +20,27 @@ static_assert(sizeof(Map) == 120, "as the host has it");
 
 struct Place {
     int image, channel, row, column;
+    u32 in_image;
     long long at;  // in the result
     bool inside;
 };
 
-DEVICE Place place_of(const Map& p) {
-    const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int area = p.rows * p.columns, image_len = p.channels * area;
+// Of a thread, in maps that lie one after the other. All that there is to count is below 2^31.
+DEVICE Place place_at(int images, u32 channels, u32 rows, u32 columns) {
+    const u32 at = blockIdx.x * blockDim.x + threadIdx.x, map = at / (rows * columns), place = at - map * (rows * columns);
     Place of;
-    of.inside = at < static_cast<long long>(p.images) * image_len;
-    of.image = static_cast<int>(at / image_len);
-    const int in_image = static_cast<int>(at % image_len);
-    of.channel = in_image / area;
-    of.row = in_image % area / p.columns;
-    of.column = in_image % p.columns;
-    of.at = static_cast<long long>(of.image) * p.dst_image + in_image;
+    of.image = map / channels;
+    of.inside = of.image < images;
+    of.channel = map - of.image * channels;
+    of.row = place / columns;
+    of.column = place - of.row * columns;
+    of.in_image = of.channel * (rows * columns) + place;
+    return of;
+}
+
+DEVICE Place place_of(const Map& p) {
+    Place of = place_at(p.images, p.channels, p.rows, p.columns);
+    of.at = static_cast<long long>(of.image) * p.dst_image + of.in_image;
     return of;
 }
 
