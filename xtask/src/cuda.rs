@@ -19,7 +19,10 @@ pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     let found = json.map_or_else(|| Ok(folder.join("found.json")), std::path::absolute)?;
     let standins = standins(&folder.join("standin"))?;
     let [driver, libraries] = &standins;
-    run(part(&[driver, libraries]).args(["standin".as_ref(), found.as_os_str()]))?;
+    let mut standin = part(&[driver, libraries]);
+    // Training keeps its kernels there: those of a stand-in are for nobody else.
+    standin.env("XDG_CACHE_HOME", folder.join("standin/cache"));
+    run(standin.args(["standin".as_ref(), found.as_os_str()]))?;
     run(part(&[driver]).args(["alone".as_ref(), found.as_os_str()]))?;
     run(part(&[driver]).arg("floors").arg(root().join(FLOORS)).args(write.then_some("--write")))?;
     match compiler(&folder.join("nvrtc"))? {

@@ -4,7 +4,6 @@ mod ci;
 mod cuda;
 mod fixtures;
 mod interop;
-mod nvcc;
 mod reproduce;
 mod run;
 mod tidy;
@@ -24,8 +23,6 @@ cargo xtask COMMAND
   arm                               type-check kernels and runtime for 64-bit ARM; run their tests under qemu if it is there
   cuda-check [--json FILE] [--write] the CUDA backend without a GPU: kernels and host code on a processor, machine code by NVRTC
                                     (--write: write the table of registers anew), and all of it on a GPU where there is one
-  cuda-train [--nvcc]               type-check training with candle's CUDA, without CUDA
-                                    (--nvcc: build it with the toolkit from PyPI, 1.2 GB, and start it)
   interop [--python FILE]           networks to and from PyTorch, torchvision, ONNX Runtime and OpenVINO, which are set up in
                                     target/interop (or those of another Python)
   tidy                              line budgets, fixture hashes, and what no compiler checks
@@ -66,8 +63,6 @@ fn dispatch(args: &[String]) -> Result<()> {
             ["--json", file] => cuda::check(Some(file), false),
             _ => bail!("cuda-check: expected --json FILE or --write, found `{}`", rest.join(" ")),
         },
-        ("cuda-train", []) => nvcc::check(),
-        ("cuda-train", ["--nvcc"]) => nvcc::build(),
         ("interop", []) => interop::interop(None),
         ("interop", ["--python", python]) => interop::interop(Some(python)),
         ("tidy", []) => tidy::tidy(),

@@ -1,7 +1,7 @@
 //! `reproduce` and `data`: build the experiments' program and hand over.
 
+use crate::cuda;
 use crate::run::{line, output, root};
-use crate::{cuda, nvcc};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 use std::process::Command;
@@ -39,12 +39,7 @@ fn hand_over(command: &str, args: &[String]) -> Result<()> {
         .args(["run", "--quiet", "--release", "--package", "cofilter-repro", "--manifest-path"])
         .arg(manifest);
     let on_cuda = args.join(" ").replace('=', " ").contains("--device cuda");
-    if on_cuda && command == "reproduce" {
-        // Training there is candle's, which is built with nvcc and linked with CUDA's libraries.
-        program.args(["--features", "cuda"]);
-        nvcc::add_toolkit(&mut program)?;
-    }
-    if on_cuda && command == "bench" {
+    if on_cuda {
         // A compiler for our kernels, where the system has none.
         cuda::add_compiler(&mut program)?;
     }

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
+    /// Where to fine-tune: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = crate::device::device)]
+    device: cofilter_train::Device,
     #[command(flatten)]
     wish: Wish,
     #[command(flatten)]
@@ -254,7 +257,13 @@ impl Args {
                     let folder = work.join(format!("{number}-{key}"));
                     // What the recipe begins with knows best.
                     let teacher = Some(&source.model);
-                    let job = finetune::Job { recipe: settings, split, teacher, threads: self.threads };
+                    let job = finetune::Job {
+                        recipe: settings,
+                        split,
+                        teacher,
+                        threads: self.threads,
+                        device: self.device,
+                    };
                     finetune::tune(&now, path, &job, &folder).with_context(fail)?
                 }
             };

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use cofilter_runtime::cuda::{Math, Settings};
 use cofilter_runtime::{BackendKind, Options};
+use cofilter_train::Device;
 
 /// Where a network runs.
 #[derive(clap::Args, Clone, Debug)]
@@ -15,13 +16,8 @@ pub(crate) struct On {
     math: Option<Math>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
-    Cpu,
-    Cuda(usize),
-}
-
-fn device(text: &str) -> Result<Device> {
+/// `cpu`, `cuda` or `cuda:N`.
+pub(crate) fn device(text: &str) -> Result<Device> {
     match text.split_once(':').unwrap_or((text, "0")) {
         ("cpu", "0") => Ok(Device::Cpu),
         ("cuda", number) => {

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Threads
     #[arg(long, default_value_t = threads())]
     threads: usize,
+    /// Where to train: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = crate::device::device)]
+    device: Device,
 }
 
 #[derive(Serialize)]
@@ -95,7 +98,13 @@ impl Args {
             name.push(".run");
             name.into()
         });
-        let job = Job { recipe: &recipe, split: &split, teacher: teacher.as_ref(), threads: self.threads };
+        let job = Job {
+            recipe: &recipe,
+            split: &split,
+            teacher: teacher.as_ref(),
+            threads: self.threads,
+            device: self.device,
+        };
         let tuned = tune(&source, &self.source.model, &job, &work)?;
         let after = evaluate::of(&tuned, &split.test, &of, &evaluate::on_cpu(self.threads))?;
         tuned.save(&self.out)?;
@@ -133,18 +142,19 @@ pub(crate) struct Job<'a> {
     /// What is learnt from beside labels, where the recipe says so.
     pub(crate) teacher: Option<&'a Model>,
     pub(crate) threads: usize,
+    pub(crate) device: Device,
 }
 
 /// Trains a network further; a run that was stopped goes on.
 pub(crate) fn tune(source: &Artifact, path: &Path, job: &Job<'_>, work: &Path) -> Result<Artifact> {
-    let Job { recipe, split, teacher, threads } = *job;
+    let Job { recipe, split, teacher, threads, device } = *job;
     let of = preprocessing(source, path)?;
     let settings = Fit {
         recipe,
         train: &split.train,
         test: (recipe.evaluate_every > 0).then_some(&split.test),
         preprocessing: &of,
-        device: Device::Cpu,
+        device,
         folder: Some(work),
         stop: Some(stop()?),
         masks: None,

@@ -1,7 +1,5 @@
 //! What an experiment can be told on the command line.
 
-#[cfg(feature = "cuda")]
-use anyhow::Context as _;
 use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -40,13 +38,12 @@ impl Experiment {
     }
 }
 
-/// Where tensors live while training.
+/// Where values and gradients are computed while training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
     /// The processor.
     Cpu,
-    /// The first CUDA device, in a program that was built with feature `cuda` (as `cargo xtask reproduce --device cuda` does).
-    #[cfg(feature = "cuda")]
+    /// The first NVIDIA GPU, by kernels of our own.
     Cuda,
 }
 
@@ -112,6 +109,9 @@ pub struct Options {
     /// Strengths of the L1-norm and the L2-norm force of convnet or resnet20: where the search begins, or with one try what is taken
     #[arg(long, value_name = "L1,L2", value_delimiter = ',')]
     pub strengths: Option<Vec<f64>>,
+    /// The L2-norm force of convnet or resnet20 alone, neither L1 nor repulsion, for longer runs: each of --strengths is tried
+    #[arg(long, requires = "strengths", conflicts_with = "tries")]
+    pub only_l2: bool,
     /// Forces of convnet or resnet20 in proportion to the gradient of each layer: strengths are shares of its norm
     #[arg(long)]
     pub adaptive: bool,
@@ -143,6 +143,7 @@ impl Options {
             ("--max-drop", self.max_drop.is_some()),
             ("--tries", self.tries.is_some()),
             ("--strengths", self.strengths.is_some()),
+            ("--only-l2", self.only_l2),
             ("--adaptive", self.adaptive),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given && !on_cifar) {
@@ -154,8 +155,10 @@ impl Options {
         }
         ensure!(self.max_drop.is_none_or(f64::is_finite), "--max-drop: expected a number");
         if let Some(strengths) = &self.strengths {
-            let good = strengths.len() == 2 && strengths.iter().all(|s| s.is_finite() && *s > 0.0);
-            ensure!(good, "--strengths: expected two numbers above 0, as in 1e-4,8e-5, found {strengths:?}");
+            let good =
+                (self.only_l2 || strengths.len() == 2) && strengths.iter().all(|s| s.is_finite() && *s > 0.0);
+            let count = if self.only_l2 { "numbers" } else { "two numbers" };
+            ensure!(good, "--strengths: expected {count} above 0, as in 1e-4,8e-5, found {strengths:?}");
         }
         ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
         if let Some(budget) = self.budget {
@@ -196,23 +199,17 @@ impl Options {
     pub fn folder(&self) -> PathBuf {
         let name = match self.device {
             DeviceKind::Cpu => self.experiment.name().to_owned(),
-            #[cfg(feature = "cuda")]
             DeviceKind::Cuda => format!("{}-cuda", self.experiment.name()),
         };
         self.out.clone().unwrap_or_else(|| root().join("target/reproduce").join(name))
     }
 
-    /// Where tensors live while training.
-    ///
-    /// # Errors
-    /// If there is no such device.
-    pub fn tensor_device(&self) -> Result<candle_core::Device> {
+    /// Where values and gradients are computed while training.
+    #[must_use]
+    pub fn training_device(&self) -> cofilter_train::Device {
         match self.device {
-            DeviceKind::Cpu => Ok(candle_core::Device::Cpu),
-            #[cfg(feature = "cuda")]
-            DeviceKind::Cuda => {
-                candle_core::Device::new_cuda(0).context("--device cuda: no CUDA device can be opened")
-            }
+            DeviceKind::Cpu => cofilter_train::Device::Cpu,
+            DeviceKind::Cuda => cofilter_train::Device::Cuda(0),
         }
     }
 

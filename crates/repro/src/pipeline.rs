@@ -98,7 +98,7 @@ impl Pipeline<'_> {
             train: &self.data.train,
             test: Some(&self.data.test),
             preprocessing: self.preprocessing,
-            device: self.options.tensor_device()?,
+            device: self.options.training_device(),
             folder: Some(work),
             stop: Some(&self.options.stop),
             masks,

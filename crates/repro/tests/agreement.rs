@@ -47,7 +47,7 @@ fn check(name: &str) {
     let mut deployed = vec![0.0; 2 * plan.output_len()];
     plan.session().run(&images, &mut deployed).expect("fits");
 
-    let net = Net::new(&model, &Device::Cpu).expect("builds");
+    let net = Net::new(&model).expect("builds");
     let mut dims = model.graph().input_shape().dims();
     dims.insert(0, 2);
     let tensor = Tensor::from_slice(&images, dims, &Device::Cpu).expect("fits");

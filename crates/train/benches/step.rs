@@ -62,7 +62,8 @@ fn steps(rounds: usize) {
             .and_then(|n| n.model(1))
             .expect("a network of the zoo");
         let recipe = Recipe { batch, learning_rate: 1e-4, ..Recipe::default() };
-        let mut trainer = Trainer::new(&model, &recipe, None, &Device::Cpu).expect("the recipe fits");
+        let mut trainer =
+            Trainer::new(&model, &recipe, None, cofilter_train::Device::Cpu).expect("the recipe fits");
         let mut labels = vec![0; batch];
         let mut times: [Vec<f64>; 5] = Default::default();
         for _ in 0..rounds + 2 {
@@ -113,7 +114,7 @@ fn convolutions(rounds: usize) {
         let y = b.conv2d("conv", x, conv.clone()).expect("the layer fits");
         let model =
             Model::init(b.finish(&[y]).expect("one output"), &Init::default(), 1).expect("no exceptions");
-        let net = Net::new(&model, &Device::Cpu).expect("memory");
+        let net = Net::new(&model).expect("memory");
         let dims: Vec<usize> = std::iter::once(batch).chain(shape.dims()).collect();
         let images =
             Var::from_tensor(&Tensor::ones(dims, DType::F32, &Device::Cpu).expect("memory")).expect("memory");

@@ -1,10 +1,8 @@
 //! Learning from another network's class scores (Hinton, Vinyals and Dean 2015).
 
-use crate::evaluate::scores;
+use crate::device::{Device, Scorer};
 use crate::net::Net;
-use crate::sweep::Sweep;
 use crate::{Error, Result};
-use candle_core::Device;
 use cofilter_graph::Model;
 use serde::{Deserialize, Serialize};
 
@@ -75,15 +73,12 @@ fn log_softmax(scores: &[f32], t: f64) -> Vec<f64> {
 /// A network that is learnt from, and stays as it is.
 pub(crate) struct Teacher {
     net: Net,
-    sweep: Sweep,
+    scorer: Scorer,
 }
 
 impl Teacher {
     /// For a student with this many classes.
-    pub(crate) fn new(model: &Model, student: &Net, device: &Device, tolerance: f32) -> Result<Self> {
-        if !device.is_cpu() {
-            return Err(Error::Recipe("distillation: only on CPU".into()));
-        }
+    pub(crate) fn new(model: &Model, student: &Net, device: Device, tolerance: f32) -> Result<Self> {
         let (own, other) = (model.graph(), student.graph());
         if own.input_shape() != other.input_shape() || own.output_shape() != other.output_shape() {
             return Err(Error::Input(format!(
@@ -95,12 +90,12 @@ impl Teacher {
             )));
         }
         model.check_finite()?;
-        Ok(Self { net: Net::new(model, device)?, sweep: Sweep::new(tolerance) })
+        Ok(Self { net: Net::new(model)?, scorer: Scorer::new(device, tolerance) })
     }
 
     /// Class scores of a batch, row by row.
     pub(crate) fn scores(&mut self, images: Vec<f32>, count: usize) -> Result<Vec<f32>> {
-        scores(&self.net, &mut self.sweep, images, count).map(|(scores, _)| scores)
+        self.scorer.scores(&self.net, images, count).map(|(scores, _)| scores)
     }
 }
 

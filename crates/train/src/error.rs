@@ -22,6 +22,9 @@ pub enum Error {
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A GPU, or what is needed to use one.
+    #[error(transparent)]
+    Cuda(#[from] cofilter_cuda::Error),
     /// A recipe does not fit itself or the network.
     #[error("recipe: {0}")]
     Recipe(String),

@@ -1,10 +1,10 @@
+use crate::device::{Device, Scorer};
 use crate::net::{Mode, Net};
 use crate::recipe::TOLERANCE;
-use crate::sweep::{Sweep, logits};
+use crate::sweep::Sweep;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
 use cofilter_data::{Augment, Dataset, Pipeline, Tally};
-use cofilter_graph::{Model, Preprocessing};
+use cofilter_graph::{Model, NodeId, Preprocessing};
 use serde::{Deserialize, Serialize};
 
 /// How well a network classifies.
@@ -25,40 +25,41 @@ pub struct Score {
 /// Equal scores are ranked by class number. `batch` changes speed and memory, not the score.
 ///
 /// # Errors
-/// [`Error::Input`] where data set and network do not fit, [`Error::NotFinite`] for a score that is NaN or infinite.
+/// [`Error::Input`] where data set and network do not fit, [`Error::NotFinite`] for a score that is NaN or infinite,
+/// [`Error::Cuda`].
 pub fn evaluate(
     model: &Model,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
     batch: usize,
-    device: &Device,
+    device: Device,
 ) -> Result<Score> {
-    evaluate_net(&Net::new(model, device)?, dataset, preprocessing, batch, TOLERANCE)
+    let mut scorer = Scorer::new(device, TOLERANCE);
+    evaluate_net(&Net::new(model)?, &mut scorer, dataset, preprocessing, batch)
 }
 
-/// As [`evaluate`], for a network that is being trained, see [`Recipe::tolerance`](crate::Recipe::tolerance).
+/// As [`evaluate`], for a network that is being trained.
 pub(crate) fn evaluate_net(
     net: &Net,
+    scorer: &mut Scorer,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
     batch: usize,
-    tolerance: f32,
 ) -> Result<Score> {
     check_data(net, dataset)?;
     if batch == 0 {
         return Err(Error::Input("evaluation: a batch of 0 images".into()));
     }
     let pipeline = Pipeline::new(dataset, preprocessing, &Augment::default(), 0)?;
-    let mut sweep = Sweep::new(tolerance);
     let (mut tally, mut loss) = (Tally::default(), 0.0);
     let image_len = net.graph().input_shape().elements();
     for start in (0..dataset.len()).step_by(batch) {
         let indices: Vec<u32> =
             (start..(start + batch).min(dataset.len())).map(index).collect::<Result<_>>()?;
-        let mut images = sweep.pool().take(indices.len() * image_len);
+        let mut images = scorer.buffer(indices.len() * image_len);
         let mut labels = vec![0; indices.len()];
         pipeline.fill(None, &indices, &mut images, &mut labels)?;
-        let (scores, classes) = scores(net, &mut sweep, images, indices.len())?;
+        let (scores, classes) = scorer.scores(net, images, indices.len())?;
         if let Some(bad) = scores.iter().position(|s| !s.is_finite()) {
             return Err(Error::NotFinite { image: start + bad / classes });
         }
@@ -76,23 +77,10 @@ fn index(i: usize) -> Result<u32> {
     u32::try_from(i).map_err(|_| Error::Input(format!("data set: image {i}, at most 2^32 are supported")))
 }
 
-/// Class scores of the main head, row by row, and the number of classes.
-pub(crate) fn scores(
-    net: &Net,
-    sweep: &mut Sweep,
-    images: Vec<f32>,
-    count: usize,
-) -> Result<(Vec<f32>, usize)> {
-    let head = logits(net, net.graph().outputs()[0]);
-    let classes = net.graph().node(head).shape().elements();
-    if net.device().is_cpu() {
-        let trace = sweep.forward(net, images, Mode::Eval, &[head], false)?;
-        let scores = sweep.dense(net, &trace, head);
-        return scores.map(|s| (s, classes)).ok_or_else(|| Error::Input("the network has no output".into()));
-    }
-    let dims: Vec<usize> = std::iter::once(count).chain(net.graph().input_shape().dims()).collect();
-    let heads = net.forward_to(&Tensor::from_vec(images, dims, net.device())?, Mode::Eval, &[head])?;
-    Ok((heads[0].flatten_all()?.to_vec1()?, classes))
+/// Values of a head, row by row.
+pub(crate) fn on_cpu(net: &Net, sweep: &mut Sweep, images: Vec<f32>, head: NodeId) -> Result<Vec<f32>> {
+    let trace = sweep.forward(net, images, Mode::Eval, &[head], false)?;
+    sweep.dense(net, &trace, head).ok_or_else(|| Error::Input("the network has no output".into()))
 }
 
 /// Refuses a data set that the network cannot classify.
@@ -132,12 +120,12 @@ mod tests {
         let x = b.flatten("flat", x).unwrap();
         let x = b.linear("fc", x, 5).unwrap();
         let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 1).unwrap();
-        let net = Net::new(&model, &Device::Cpu).unwrap();
+        let net = Net::new(&model).unwrap();
         let len = 3 * 8 * 8;
         let images: Vec<f32> = (0..80 * len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
         let run = |range: std::ops::Range<usize>| {
             let part = images[range.start * len..range.end * len].to_vec();
-            scores(&net, &mut Sweep::new(TOLERANCE), part, range.len()).unwrap().0
+            Scorer::new(Device::Cpu, TOLERANCE).scores(&net, part, range.len()).unwrap().0
         };
         let all = run(0..80);
         assert!(all.chunks(5).any(|row| row != &all[..5]), "all images have the same scores");

@@ -1,10 +1,9 @@
 use crate::checkpoint::{self, Checkpoint, Identity, State};
-use crate::evaluate::{check_data, evaluate_net};
+use crate::evaluate::check_data;
 use crate::history::{Clock, History, Record};
 use crate::progress::Bar;
 use crate::rollback::Memory;
-use crate::{Clip, Error, Progress, Prune, Recipe, Result, Rollback, Score, Step, Trainer};
-use candle_core::Device;
+use crate::{Clip, Device, Error, Progress, Prune, Recipe, Result, Rollback, Score, Step, Trainer};
 use cofilter_data::{Dataset, Pipeline, Sampler};
 use cofilter_graph::{Array, Model, Params, Preprocessing};
 use cofilter_lowrank::ClippedLayer;
@@ -24,7 +23,8 @@ pub struct Fit<'a> {
     pub test: Option<&'a Dataset>,
     /// How bytes become the network's input.
     pub preprocessing: &'a Preprocessing,
-    /// Where to compute. CPU work runs on rayon's current thread pool; results do not depend on its size.
+    /// Where to compute. CPU work runs on rayon's current thread pool; results do not depend on its size. A run that was begun
+    /// elsewhere goes on here, and then gives other bits than one that was always here.
     pub device: Device,
     /// Folder of `checkpoint.safetensors` and `history.jsonl`, made if missing. A checkpoint of the same run in it is
     /// resumed, bit for bit; one of another run is an error.
@@ -75,7 +75,7 @@ pub enum Outcome {
 /// # Errors
 /// [`Error::Recipe`] and [`Error::Input`] before anything is done; [`Error::Checkpoint`] for a folder of another run;
 /// [`Error::Diverged`] when a number stops being finite, [`Error::Forgotten`] when a force has to be rolled back once too often and
-/// [`Error::Lowrank`] when ranks cannot be clipped, the last checkpoint is kept then; [`Error::Io`].
+/// [`Error::Lowrank`] when ranks cannot be clipped, the last checkpoint is kept then; [`Error::Cuda`]; [`Error::Io`].
 pub fn fit(model: &Model, fit: &Fit<'_>) -> Result<Outcome> {
     fit_until(model, fit, None)
 }
@@ -198,7 +198,7 @@ impl Run<'_> {
 
     fn trainer(&self, model: &Model) -> Result<Trainer> {
         let trainer =
-            Trainer::new(model, self.fit.recipe, self.masks.as_ref().or(self.fit.masks), &self.fit.device)?;
+            Trainer::new(model, self.fit.recipe, self.masks.as_ref().or(self.fit.masks), self.fit.device)?;
         let mut trainer = trainer.with_teacher(self.fit.teacher)?;
         if let Some(rollback) = self.rollback() {
             trainer.relieve((0..self.rollbacks).fold(1.0, |relief, _| relief * rollback.factor));
@@ -314,13 +314,10 @@ impl Run<'_> {
         let recipe = self.fit.recipe;
         let begin = Instant::now();
         let iteration = trainer.iteration();
-        let mut images = trainer.buffer(recipe.batch * feed.image_len);
-        feed.pipeline.fill(
-            Some(iteration),
-            &feed.sampler.indices(iteration),
-            &mut images,
-            &mut feed.labels,
-        )?;
+        let batch = match feed.ready.take().filter(|ready| ready.iteration == iteration) {
+            Some(ready) => ready,
+            None => feed.fill(iteration, trainer.buffer(recipe.batch * feed.image_len))?,
+        };
         let done = iteration + 1;
         let last = done == recipe.iterations;
         let clip = recipe.clip.as_ref().filter(|clip| !last && clip.is_due(done));
@@ -331,7 +328,21 @@ impl Run<'_> {
             || clip.is_some()
             || (recipe.record_every > 0 && (last || done.is_multiple_of(recipe.record_every)));
         let save = last || (recipe.checkpoint_every > 0 && done.is_multiple_of(recipe.checkpoint_every));
-        let step = trainer.step(images, &feed.labels, record)?;
+        let step = match self.fit.device {
+            // The processor makes the next batch while the device computes.
+            Device::Cuda(_) if !last => {
+                let spare = trainer.buffer(recipe.batch * feed.image_len);
+                let (step, ready) = std::thread::scope(|scope| {
+                    let feed = &*feed;
+                    let next = scope.spawn(move || feed.fill(done, spare));
+                    (trainer.step(batch.images, &batch.labels, record), next.join())
+                });
+                // What goes wrong there comes again when its turn has come.
+                feed.ready = ready.ok().and_then(Result::ok);
+                step?
+            }
+            _ => trainer.step(batch.images, &batch.labels, record)?,
+        };
         feed.watch.lap(begin.elapsed());
         bar.advance(&step, recipe.batch, || feed.watch.images_per_s());
         if self.anchor.is_some() {
@@ -356,7 +367,8 @@ impl Run<'_> {
             }
             if let Some(test) = self.fit.test.filter(|_| evaluate) {
                 let of = self.fit.preprocessing;
-                let score = evaluate_net(trainer.net(), test, of, recipe.batch, recipe.tolerance)
+                let score = trainer
+                    .evaluate(test, of)
                     .map_err(|error| diverged(error, iteration, trainer, step.loss))?;
                 bar.evaluated(&score);
                 record.test = Some(score);
@@ -418,7 +430,9 @@ fn new_record(step: &Step, batch: usize, clock: Clock) -> Record {
 struct Feed<'a> {
     pipeline: &'a Pipeline,
     sampler: Sampler,
-    labels: Vec<u32>,
+    batch: usize,
+    /// What was made beforehand.
+    ready: Option<Batch>,
     image_len: usize,
     watch: Watch,
 }
@@ -429,11 +443,26 @@ impl<'a> Feed<'a> {
         Self {
             pipeline,
             sampler: Sampler::new(fit.train.len(), batch, seed),
-            labels: vec![0; batch],
+            batch,
+            ready: None,
             image_len: pipeline.input_len(),
             watch: Watch::start(batch),
         }
     }
+
+    /// The images of an iteration, in a buffer.
+    fn fill(&self, iteration: u64, mut images: Vec<f32>) -> Result<Batch> {
+        let mut labels = vec![0; self.batch];
+        self.pipeline.fill(Some(iteration), &self.sampler.indices(iteration), &mut images, &mut labels)?;
+        Ok(Batch { iteration, images, labels })
+    }
+}
+
+/// What an iteration learns from.
+struct Batch {
+    iteration: u64,
+    images: Vec<f32>,
+    labels: Vec<u32>,
 }
 
 /// Time spent in iterations.

@@ -8,11 +8,14 @@
 //! - [`Net`] is a network as candle variables: its outputs are on candle's tape.
 //!
 //! On CPU every op is a layer over `cofilter-kernels`; [`Trainer`] and [`evaluate`] call the layers on plain buffers,
-//! [`Net::forward`] hands them to candle as custom ops, and both give the same bits. Elsewhere the ops are compositions of
-//! candle's own. Equal arguments give equal bytes, for any number of threads.
+//! [`Net::forward`] hands them to candle as custom ops, and both give the same bits. On a GPU ([`Device::Cuda`]) values and gradients
+//! are computed by the kernels of `cofilter-cuda`; parameters, losses and updates stay on the processor, so that every recipe is there.
+//! Equal arguments give equal bytes on the same device, for any number of threads.
 
 mod checkpoint;
 mod clip;
+mod cuda;
+mod device;
 mod distillation;
 mod error;
 mod evaluate;
@@ -31,9 +34,8 @@ mod sparse;
 mod sweep;
 mod trainer;
 
-/// Where to compute.
-pub use candle_core::Device;
 pub use clip::Clip;
+pub use device::Device;
 pub use distillation::Distillation;
 pub use error::{Error, Result};
 pub use evaluate::{Score, evaluate};

@@ -1,4 +1,4 @@
-use crate::ops::{self, Saved, Statistics, compose, tape};
+use crate::ops::{self, Saved, Statistics, tape};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, bail};
 use candle_core::{DType, Device, InplaceOp1, Layout, Tensor, Var};
@@ -28,21 +28,20 @@ pub struct Net {
     graph: Graph,
     slots: Vec<Vec<SlotSpec>>,
     params: Params<Var>,
-    device: Device,
 }
 
 impl Net {
-    /// Copies the numbers of a model to a device.
+    /// Copies the numbers of a model.
     ///
     /// # Errors
-    /// [`Error::Tensor`] from the device.
-    pub fn new(model: &Model, device: &Device) -> Result<Self> {
+    /// [`Error::Tensor`] from candle.
+    pub fn new(model: &Model) -> Result<Self> {
         let graph = model.graph().clone();
         let slots = graph.iter().map(|(id, _)| graph.slots(id)).collect();
         let params = model.params().try_map(|_, _, array| {
-            Var::from_tensor(&Tensor::from_slice(array.data(), array.dims(), device)?)
+            Var::from_tensor(&Tensor::from_slice(array.data(), array.dims(), &Device::Cpu)?)
         })?;
-        Ok(Self { graph, slots, params, device: device.clone() })
+        Ok(Self { graph, slots, params })
     }
 
     /// The description.
@@ -55,12 +54,6 @@ impl Net {
     #[must_use]
     pub fn params(&self) -> &Params<Var> {
         &self.params
-    }
-
-    /// Where the numbers are.
-    #[must_use]
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 
     /// The slots of a node.
@@ -77,7 +70,7 @@ impl Net {
     /// The numbers as they are now, as a model.
     ///
     /// # Errors
-    /// [`Error::Tensor`] from the device.
+    /// [`Error::Tensor`] from candle.
     pub fn to_model(&self) -> Result<Model> {
         let params = self.params.try_map(|_, _, var| -> Result<Array> {
             Ok(Array::new(var.dims().to_vec(), var.flatten_all()?.to_vec1::<f32>()?))
@@ -127,21 +120,10 @@ impl Net {
     }
 
     fn value(&self, id: NodeId, node: &Node, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
-        let vars = self.params.get(id);
         let batch_norm = match (node.op(), mode) {
             (Op::BatchNorm(bn), Mode::Train { .. }) => Some(bn),
             _ => None,
         };
-        if !self.device.is_cpu() {
-            let params: Vec<&Tensor> = vars.iter().map(Var::as_tensor).collect();
-            if batch_norm.is_some() {
-                let (mean, var) = compose::statistics(inputs[0])?;
-                let vector = |t: Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
-                let batch = Statistics { mean: vector(mean)?, var: vector(var)? };
-                self.update_running(id, inputs[0].elem_count(), &batch)?;
-            }
-            return compose::compose(node, inputs, &params, mode);
-        }
         let Some(layer) = ops::layer(node, mode, self.running(id, mode)?)? else {
             return Ok(if matches!(node.op(), Op::Flatten) {
                 inputs[0].flatten_from(1)?
@@ -202,23 +184,14 @@ impl Net {
     }
 }
 
-/// Changes the numbers of a variable in place: on CPU those in its storage, elsewhere a copy that is sent back.
+/// Changes the numbers of a variable in place.
 pub(crate) fn update(var: &Var, f: impl FnMut(&mut [f32])) -> Result<()> {
-    if var.device().is_cpu() {
-        return Ok(var.inplace_op1(&InPlace(RefCell::new(f)))?);
-    }
-    let mut f = f;
-    let mut numbers = var.flatten_all()?.to_vec1::<f32>()?;
-    f(&mut numbers);
-    Ok(var.set(&Tensor::from_vec(numbers, var.dims(), var.device())?)?)
+    Ok(var.inplace_op1(&InPlace(RefCell::new(f)))?)
 }
 
-/// Runs `f` with the numbers of a tensor: on CPU those in its storage, elsewhere a copy.
+/// Runs `f` with the numbers of a tensor.
 pub(crate) fn read<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    if tensor.device().is_cpu() {
-        return Ok(tape::with_slices("read", &[tensor], |args| f(args[0].data))?);
-    }
-    Ok(f(&tensor.flatten_all()?.to_vec1::<f32>()?))
+    Ok(tape::with_slices("read", &[tensor], |args| f(args[0].data))?)
 }
 
 struct InPlace<F>(RefCell<F>);

@@ -1,13 +1,13 @@
 //! Every op as a layer over slices, and the two ways to run one: on candle's tape ([`tape`]) and in the sweep.
-//! [`compose`] holds the same ops as compositions of candle's own, for other devices and as oracle.
+//! [`compose`] holds the same ops as compositions of candle's own, which tests compare them with.
 
 mod adaptive;
 mod batch_norm;
+#[cfg(test)]
 pub(crate) mod compose;
 mod conv;
 mod dropout;
 mod linear;
-pub(crate) mod loss;
 mod lrn;
 mod merge;
 mod pool;
@@ -24,6 +24,7 @@ use crate::{Mode, Result};
 use cofilter_graph::{LrnRegion, Node, Op};
 
 pub(crate) use batch_norm::Statistics;
+pub(crate) use dropout::RandomZeros;
 
 /// One operand: numbers and extents, the batch first.
 #[derive(Clone, Copy, Debug)]

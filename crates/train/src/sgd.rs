@@ -264,11 +264,6 @@ fn pull_on(
     pull: &mut Vec<f32>,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    if !var.device().is_cpu() {
-        let tensor = cofilter_force::gradient_grouped(&var.as_detached_tensor(), groups, force.force)?;
-        *pull = tensor.flatten_all()?.to_vec1()?;
-        return Ok(());
-    }
     pull.resize(var.elem_count(), 0.0);
     read(var, |w| cofilter_force::gradient_into(w, var.dims()[0], groups, force.force, pull, scratch))??;
     Ok(())

@@ -1,7 +1,6 @@
 use crate::layout::{Layout, read};
 use crate::net::{Mode, Net};
-use crate::ops::loss::CrossEntropy;
-use crate::ops::{self, Arg, Layer, Saved, tape};
+use crate::ops::{Arg, Layer, Saved, tape};
 use crate::{Error, Result};
 use cofilter_graph::{Node, NodeId, Op, Params};
 use cofilter_kernels::blocked::{Moments, PackedMemory, Place, Step, View};
@@ -367,23 +366,6 @@ impl Sweep {
             }
         }
     }
-
-    /// Mean cross entropy of the rows of a value, and its gradient times `weight`.
-    pub(crate) fn loss(&mut self, logits: &Value, labels: &[u32], weight: f64) -> (f64, Vec<f32>) {
-        let mut grad = self.pool.take(logits.data.len());
-        let loss = cofilter_kernels::softmax_cross_entropy(
-            logits.dims[0],
-            logits.dims[1],
-            &logits.data,
-            labels,
-            Some(&mut grad),
-        );
-        if weight != 1.0 {
-            #[expect(clippy::cast_possible_truncation, reason = "a factor, applied in f32")]
-            grad.iter_mut().for_each(|g| *g *= weight as f32);
-        }
-        (loss, grad)
-    }
 }
 
 /// A node on the way.
@@ -457,28 +439,4 @@ fn needs_gradient(net: &Net, wanted: &Params<bool>) -> Vec<bool> {
 pub(crate) fn logits(net: &Net, output: NodeId) -> NodeId {
     let node = net.graph().node(output);
     if matches!(node.op(), Op::Softmax) { node.inputs()[0] } else { output }
-}
-
-/// The same loss on candle's tape, weighted sum over the heads; for devices without kernels of ours.
-pub(crate) fn loss_on_tape(
-    heads: &[candle_core::Tensor],
-    labels: &[u32],
-    weights: &[f64],
-) -> Result<(Vec<f64>, candle_core::Tensor)> {
-    let mut losses = Vec::with_capacity(heads.len());
-    let mut total: Option<candle_core::Tensor> = None;
-    for (logits, weight) in heads.iter().zip(weights) {
-        let loss = if logits.device().is_cpu() {
-            tape::apply(Box::new(CrossEntropy { labels: labels.to_vec() }), &[logits])?.0.squeeze(0)?
-        } else {
-            ops::compose::cross_entropy(logits, &ops::compose::labels(labels, logits.device())?)?
-        };
-        losses.push(f64::from(loss.to_scalar::<f32>()?));
-        let weighted = (loss * *weight)?;
-        total = Some(match total {
-            None => weighted,
-            Some(sum) => (sum + weighted)?,
-        });
-    }
-    total.map(|t| (losses, t)).ok_or_else(|| Error::Input("no output to take a loss of".into()))
 }

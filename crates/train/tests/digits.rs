@@ -1,8 +1,7 @@
 //! A short training on the bundled digits.
 
-use candle_core::Device;
 use cofilter_data::{digits, preprocessing};
-use cofilter_train::{Fit, Multipliers, Outcome, Progress, Recipe, Schedule, evaluate, fit};
+use cofilter_train::{Device, Fit, Multipliers, Outcome, Progress, Recipe, Schedule, evaluate, fit};
 use cofilter_zoo::{Config, Network};
 use std::path::Path;
 
@@ -13,7 +12,7 @@ fn lenet_learns_digits() {
     let test = split.test.subset(0..500);
     let model = Network::by_name("lenet", &Config::default()).unwrap().model(1).unwrap();
     let lenet = preprocessing::lenet(split.train.classes());
-    let untrained = evaluate(&model, &test, &lenet, 100, &Device::Cpu).unwrap();
+    let untrained = evaluate(&model, &test, &lenet, 100, Device::Cpu).unwrap();
     assert!(untrained.top1 < 0.4, "{untrained:?}");
     let recipe = Recipe {
         iterations: 200,

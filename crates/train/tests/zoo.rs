@@ -41,7 +41,7 @@ fn numbers(t: &Tensor) -> Vec<f32> {
 fn nets_give_their_model_back_and_the_shapes_of_the_graph() {
     for name in NAMES {
         let model = small(name);
-        let net = Net::new(&model, &Device::Cpu).unwrap();
+        let net = Net::new(&model).unwrap();
         assert!(net.to_model().unwrap() == model, "{name}");
         let values = net.forward(&images(&model, 2), Mode::Eval).unwrap();
         assert_eq!(values.len(), model.graph().outputs().len(), "{name}");
@@ -85,11 +85,11 @@ fn compare_with_the_tape(name: &str, tolerance: f32, within: [f32; 2]) {
         tolerance,
         ..Recipe::default()
     };
-    let mut trainer = Trainer::new(&model, &recipe, None, &Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&model, &recipe, None, cofilter_train::Device::Cpu).unwrap();
     let batch = images(&model, 2);
     let step = trainer.step(numbers(&batch), &labels, false).unwrap();
 
-    let net = Net::new(&model, &Device::Cpu).unwrap();
+    let net = Net::new(&model).unwrap();
     let heads = net.forward(&batch, TRAIN).unwrap();
     let mut total = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
     for (head, logits) in heads.iter().enumerate() {
@@ -135,7 +135,8 @@ fn the_number_of_threads_does_not_matter() {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut trainer = Trainer::new(&model, &Recipe::default(), None, &Device::Cpu).unwrap();
+                let mut trainer =
+                    Trainer::new(&model, &Recipe::default(), None, cofilter_train::Device::Cpu).unwrap();
                 let steps = (0..2).map(|_| trainer.step(batch.clone(), &labels, true).unwrap());
                 let losses: Vec<f64> = steps.map(|s| s.loss).collect();
                 (losses, trainer.net().to_model().unwrap())
@@ -153,7 +154,8 @@ fn a_softmax_at_the_end_is_not_differentiated() {
     let config = |softmax| Config { softmax, ..Config::default() };
     let step = |softmax| {
         let model = Network::by_name("lenet", &config(softmax)).unwrap().model(2).unwrap();
-        let mut trainer = Trainer::new(&model, &Recipe::default(), None, &Device::Cpu).unwrap();
+        let mut trainer =
+            Trainer::new(&model, &Recipe::default(), None, cofilter_train::Device::Cpu).unwrap();
         let step = trainer.step(numbers(&images(&model, 3)), &[1, 2, 3], false).unwrap();
         (step.loss, trainer.net().to_model().unwrap())
     };
@@ -167,13 +169,13 @@ fn a_softmax_at_the_end_is_not_differentiated() {
 #[test]
 fn wrong_images_are_refused() {
     let model = small("lenet");
-    let net = Net::new(&model, &Device::Cpu).unwrap();
+    let net = Net::new(&model).unwrap();
     let wrong = Tensor::zeros((2, 3, 28, 28), DType::F32, &Device::Cpu).unwrap();
     let message = net.forward(&wrong, Mode::Eval).unwrap_err().to_string();
     assert!(message.contains("1x28x28") && message.contains("[2, 3, 28, 28]"), "{message}");
     let doubles = Tensor::zeros((2, 1, 28, 28), DType::F64, &Device::Cpu).unwrap();
     assert!(net.forward(&doubles, Mode::Eval).is_err());
-    let mut trainer = Trainer::new(&model, &Recipe::default(), None, &Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&model, &Recipe::default(), None, cofilter_train::Device::Cpu).unwrap();
     assert!(trainer.step(vec![0.0; 784], &[1, 2], false).is_err());
     let message = trainer.step(vec![0.0; 784], &[7], false).unwrap_err().to_string();
     assert!(message.contains("label 7") && message.contains("7 classes"), "{message}");

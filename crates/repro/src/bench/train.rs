@@ -6,11 +6,10 @@ mod report;
 use super::peers::{Kit, Training, Worker, set_up};
 use super::{Options, folder, median};
 use anyhow::{Context as _, Result, ensure};
-use candle_core::Device;
 use cofilter_data::{Augment, Dataset, Pipeline, preprocessing};
 use cofilter_force::Force;
 use cofilter_graph::{Artifact, Error as GraphError, Init, Model, Op, Preprocessing, Shape};
-use cofilter_train::{ForceRule, Recipe, Trainer};
+use cofilter_train::{Device, ForceRule, Recipe, Trainer};
 use cofilter_zoo::{Config, Network};
 use report::{Cell, Engine, Report};
 use std::collections::BTreeMap;
@@ -272,7 +271,7 @@ struct Ours {
 
 impl Ours {
     fn new(model: &Model, recipe: &Recipe) -> Result<Self> {
-        let trainer = Trainer::new(model, recipe, None, &Device::Cpu)?;
+        let trainer = Trainer::new(model, recipe, None, Device::Cpu)?;
         let labels = vec![0; recipe.batch];
         Ok(Self { trainer, labels, ms: Vec::new(), losses: Vec::new(), parts: Default::default() })
     }

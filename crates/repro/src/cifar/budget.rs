@@ -49,11 +49,15 @@ struct Runs {
 }
 
 impl Runs {
-    fn new(subject: &Subject, seeds: usize, tries: usize) -> Self {
+    fn new(subject: &Subject, seeds: usize, tries: usize, only_l2: bool) -> Self {
         Self {
             baseline: if subject.has_no_weights() { seeds } else { 0 },
             // Control and repulsion; the forces of the first seed are among those tried.
-            continued: 2 * seeds + 2 * tries + 2 * (seeds - 1),
+            continued: if only_l2 {
+                seeds + tries + seeds - 1
+            } else {
+                2 * seeds + 2 * tries + 2 * (seeds - 1)
+            },
             tuning: super::STARTS.len() * seeds,
         }
     }
@@ -85,7 +89,7 @@ impl Runs {
 /// so that a run that goes on keeps its lengths.
 pub(super) fn scale(pipeline: &Pipeline<'_>, subject: &Subject, tries: usize) -> Result<Scale> {
     let options = pipeline.options;
-    let runs = Runs::new(subject, options.seed_list().len(), tries);
+    let runs = Runs::new(subject, options.seed_list().len(), tries, options.only_l2);
     let given = |of_published: f64, why| Ok(Scale { of_published, why, runs });
     if options.full {
         return given(1.0, Why::Full);
@@ -127,7 +131,7 @@ fn measure(pipeline: &Pipeline<'_>, subject: &Subject) -> Result<f64> {
         train: &pipeline.data.train,
         test: None,
         preprocessing: pipeline.preprocessing,
-        device: pipeline.options.tensor_device()?,
+        device: pipeline.options.training_device(),
         folder: None,
         stop: Some(&pipeline.options.stop),
         masks: None,
@@ -186,7 +190,7 @@ mod tests {
     fn the_runs_at_the_share_take_the_budget() {
         let subject = Subject::resnet20(false).unwrap();
         // Per seed control, repulsion and two fine-tunings; twelve strengths for the first seed, two for each other one.
-        let runs = Runs::new(&subject, 3, 6);
+        let runs = Runs::new(&subject, 3, 6, false);
         assert_eq!((runs.baseline, runs.continued, runs.tuning), (0, 22, 6));
         let (rate, budget) = (600.0, Duration::from_secs(8 * 3600));
         let share = runs.share(&subject, budget, rate, 10_000);
@@ -200,7 +204,7 @@ mod tests {
             "evaluations alone take longer"
         );
         assert_eq!(runs.share(&subject, Duration::from_secs(u64::MAX), rate, 10_000), 1.0);
-        let scratch = Runs::new(&Subject::resnet20(true).unwrap(), 1, 1);
+        let scratch = Runs::new(&Subject::resnet20(true).unwrap(), 1, 1, false);
         assert_eq!((scratch.baseline, scratch.continued, scratch.tuning), (1, 4, 2));
     }
 }

@@ -14,7 +14,8 @@ const LATE: f64 = 0.5;
 pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Claim>> {
     let context = Context { study, results, command: study.pipeline.options.command() };
     let mut claims = Vec::new();
-    for (arm, norm, suffix) in [("force-l2", "L2", ""), ("force-l1", "L1", "-l1")] {
+    let forces = [("force-l2", "L2", ""), ("force-l1", "L1", "-l1")];
+    for (arm, norm, suffix) in forces.into_iter().filter(|(arm, ..)| results.arms.contains_key(*arm)) {
         claims.push(context.rank_ratio(arm, norm, suffix));
         claims.push(context.accuracy_price(arm, norm, suffix));
         claims.push(context.late_layers(arm, norm, suffix));
@@ -23,7 +24,9 @@ pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<
     for batch in BATCHES {
         claims.extend(context.speedup(arms, batch)?);
     }
-    claims.push(context.repulsion());
+    if results.arms.contains_key("repulsion") {
+        claims.push(context.repulsion());
+    }
     Ok(claims)
 }
 

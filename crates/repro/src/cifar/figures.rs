@@ -1,4 +1,4 @@
-use super::{DENSE, ENERGY, Results, STARTS, Study, Tried, rank_ratio};
+use super::{ENERGY, Results, STARTS, Study, Tried, rank_ratio};
 use crate::figures;
 use crate::pipeline::Trained;
 use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table};
@@ -7,7 +7,7 @@ use cofilter_lowrank::Spectrum;
 
 pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Figure>> {
     let mut all = vec![ranks(study, results, arms), sweep(study, results)?, ratios(study, results)];
-    all.push(errors(results));
+    all.push(errors(study, results));
     let tuned = STARTS.map(|start| (start, results.arms[&format!("{start}-tuned")].as_slice()));
     all.push(figures::fine_tuning(&tuned));
     let layer = study.subject.layers[study.subject.layers.len() - 2].as_str();
@@ -35,7 +35,7 @@ fn ranks(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Figure {
     let layers = &study.subject.layers;
     let mut series: Vec<BarSeries> = arms
         .iter()
-        .filter(|arm| DENSE.contains(&arm.name.as_str()))
+        .filter(|arm| study.dense().contains(&arm.name.as_str()))
         .map(|arm| BarSeries {
             name: arm.name.clone(),
             values: layers.iter().map(|l| arm.ranks.get(l).map(|r| *r as f64)).collect(),
@@ -66,18 +66,18 @@ fn ranks(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Figure {
 /// The shape of the paper's Fig. 6.
 fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
     let mut series = Vec::new();
-    for force in ["force-l1", "force-l2"] {
+    for (force, _) in study.forces() {
         let mut points = Vec::new();
-        for of in results.tried.iter().filter(|of| of.force == force) {
+        for of in results.tried.iter().filter(|of| of.force == *force) {
             if let Some(trained) = &of.trained {
                 let ratio = rank_ratio(&study.ranks(&trained.model)?, &results.full_ranks);
                 points.push([ratio, 100.0 - trained.top1]);
             }
         }
-        series.push(LineSeries { name: force.into(), points });
+        series.push(LineSeries { name: (*force).into(), points });
     }
     let all = 0..results.full_ranks.len();
-    for arm in ["control", "repulsion"] {
+    for arm in ["control", "repulsion"].into_iter().filter(|arm| results.arms.contains_key(*arm)) {
         let point = [results.rank_ratios(arm, all.clone())[0], 100.0 - results.arms[arm][0].top1];
         series.push(LineSeries { name: arm.into(), points: vec![point] });
     }
@@ -93,24 +93,29 @@ fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
 }
 
 /// Error of each dense arm and seed.
-fn errors(results: &Results) -> Figure {
+fn errors(study: &Study<'_>, results: &Results) -> Figure {
+    let dense = study.dense();
     let series = results.seeds.iter().enumerate().map(|(i, seed)| BarSeries {
         name: format!("seed {seed}"),
-        values: DENSE.iter().map(|arm| Some(100.0 - results.arms[*arm][i].top1)).collect(),
+        values: dense.iter().map(|arm| Some(100.0 - results.arms[*arm][i].top1)).collect(),
     });
     Figure {
         id: "errors".into(),
-        title: "Error before decomposition: control, forces and repulsion".into(),
+        title: "Error before decomposition, of each arm".into(),
         caption: "Top-1 error on the test set.".into(),
         x_label: "arm".into(),
         y_label: "top-1 error, %".into(),
-        plot: Plot::Bars { categories: DENSE.map(String::from).into(), series: series.collect() },
+        plot: Plot::Bars {
+            categories: dense.iter().map(ToString::to_string).collect(),
+            series: series.collect(),
+        },
     }
 }
 
 /// How ranks fall while training.
 #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^53")]
 fn ratios(study: &Study<'_>, results: &Results) -> Figure {
+    let dense = study.dense();
     let line = |arm: &str| {
         let point = |point: &crate::pipeline::Point| {
             let ranks: Vec<usize> = study
@@ -131,7 +136,7 @@ fn ratios(study: &Study<'_>, results: &Results) -> Figure {
         caption: "Rank at 95 % energy over full rank, mean over the layers; first seed.".into(),
         x_label: "iteration".into(),
         y_label: "rank ratio".into(),
-        plot: Plot::Lines { series: DENSE[1..].iter().map(|arm| line(arm)).collect() },
+        plot: Plot::Lines { series: dense[1..].iter().map(|arm| line(arm)).collect() },
     }
 }
 
@@ -156,7 +161,7 @@ fn spectra(arm: &str, layer: &str, trained: &Trained) -> Figure {
 }
 
 fn layers_table(study: &Study<'_>, arms: &[Arm]) -> Table {
-    let dense: Vec<&Arm> = arms.iter().filter(|arm| DENSE.contains(&arm.name.as_str())).collect();
+    let dense: Vec<&Arm> = arms.iter().filter(|arm| study.dense().contains(&arm.name.as_str())).collect();
     let published = study.subject.published.as_ref();
     let row = |(i, layer): (usize, &String)| {
         let mut row = vec![layer.clone(), dense[0].full_ranks[layer].to_string()];
@@ -237,6 +242,6 @@ fn seeds_table(study: &Study<'_>, results: &Results) -> Table {
         title: "Seeds".into(),
         caption: "Top-1 and mean rank ratio at 95 % energy, before decomposition, one value a seed.".into(),
         columns,
-        rows: DENSE.iter().map(row).collect(),
+        rows: study.dense().iter().map(row).collect(),
     }
 }

@@ -119,7 +119,8 @@ pub fn run(options: &Options) -> Result<Report> {
     let store = Store::open(&options.folder().join("stages"), options.fresh)?;
     let network = subject.network();
     let pipeline = Pipeline { options, network, data: &split, preprocessing: &preprocessing, store: &store };
-    let tries = options.tries.unwrap_or(match options.strengths {
+    let tries = options.tries.unwrap_or(match &options.strengths {
+        Some(strengths) if options.only_l2 => strengths.len(),
         Some(_) => 1,
         None if options.quick => 2,
         None => 6,
@@ -197,19 +198,19 @@ impl Study<'_> {
                 self.search(&mut results, *seed, &baseline.model, control.top1)?;
             }
             let mut put = |arm: &str, trained| results.arms.entry(arm.into()).or_default().push(trained);
-            let strength = |force| results.chosen[force].0;
-            let runs = [
-                ("force-l1", Force::L1, strength("force-l1")),
-                ("force-l2", Force::L2, strength("force-l2")),
-                ("repulsion", Force::L2, REPULSION * strength("force-l2")),
-            ];
+            let strength = |force: &str| results.chosen[force].0;
+            let mut runs: Vec<_> =
+                self.forces().iter().map(|(arm, force)| (*arm, *force, strength(arm))).collect();
+            if self.dense().contains(&"repulsion") {
+                runs.push(("repulsion", Force::L2, REPULSION * strength("force-l2")));
+            }
             for (arm, force, strength) in runs {
                 put(arm, self.continued(arm, *seed, &baseline.model, Some((force, strength)))?);
             }
             put("control", control);
             put("baseline", baseline);
         }
-        for arm in DENSE {
+        for arm in self.dense() {
             let ranks =
                 results.arms[arm].iter().map(|of| self.ranks(&of.model)).collect::<Result<Vec<_>>>()?;
             results.ranks.insert(arm.into(), ranks);
@@ -219,6 +220,19 @@ impl Study<'_> {
         results.common_ranks = self.median_ranks(&results, "force-l2")?;
         self.decompose_all(&mut results)?;
         Ok(results)
+    }
+
+    /// The forces that are studied.
+    fn forces(&self) -> &'static [(&'static str, Force)] {
+        let both = &[("force-l1", Force::L1), ("force-l2", Force::L2)];
+        if self.pipeline.options.only_l2 { &both[1..] } else { both }
+    }
+
+    /// The arms at full rank.
+    fn dense(&self) -> Vec<&'static str> {
+        let studied =
+            |arm: &&str| !self.pipeline.options.only_l2 || !matches!(*arm, "force-l1" | "repulsion");
+        DENSE.into_iter().filter(studied).collect()
     }
 
     /// The network that all arms of a seed begin with.
@@ -250,14 +264,15 @@ impl Study<'_> {
 
     /// The largest strength of each force whose loss against the control is within the limit. One that has to be rolled back is beyond.
     fn search(&self, results: &mut Results, seed: u64, baseline: &Model, control: f64) -> Result<()> {
-        let forces = [("force-l1", Force::L1), ("force-l2", Force::L2)];
-        let first = match self.pipeline.options.strengths.as_deref() {
+        let options = self.pipeline.options;
+        let first = match options.strengths.as_deref() {
             Some(&[l1, l2]) => [l1, l2],
             _ => self.subject.first_strengths(),
         };
-        for ((name, force), first) in forces.into_iter().zip(first) {
+        for ((name, force), first) in self.forces().iter().zip(first) {
+            let (name, force) = (*name, *force);
             let mut tried = Vec::new();
-            let largest = search::largest(first, self.max_drop, self.tries, |strength| {
+            let loss = |strength| {
                 let trained = match self.continued(name, seed, baseline, Some((force, strength))) {
                     Ok(trained) => Some(trained),
                     Err(error) if diverged(&error) => {
@@ -270,13 +285,17 @@ impl Study<'_> {
                 let drop = held.map_or(f64::INFINITY, |of| control - of.top1);
                 tried.push(Tried { force: name, strength, trained });
                 Ok(drop)
-            })?;
+            };
+            let largest = match options.strengths.as_deref().filter(|_| options.only_l2) {
+                Some(strengths) => search::largest_of(strengths, self.max_drop, loss)?,
+                None => search::largest(first, self.max_drop, self.tries, loss)?,
+            };
             let trained = tried.iter().filter(|of| of.trained.is_some()).map(|of| of.strength);
             let least = trained.fold(f64::INFINITY, f64::min);
             let strength = largest.unwrap_or(least);
             ensure!(
                 strength.is_finite(),
-                "{name}: every strength that was tried diverged; more of them are tried with --tries"
+                "{name}: every strength that was tried diverged; others are tried with --tries or --strengths"
             );
             results.chosen.insert(name, (strength, largest.is_some()));
             results.tried.extend(tried);
@@ -341,7 +360,8 @@ impl Study<'_> {
     fn arms(&self, results: &Results) -> Result<Vec<Arm>> {
         let small =
             ["control-own-ranks", "control-lowrank", "force-l2-lowrank", "control-tuned", "force-l2-tuned"];
-        let names: Vec<&str> = DENSE.into_iter().chain(small).collect();
+        let dense = self.dense();
+        let names: Vec<&str> = dense.iter().copied().chain(small).collect();
         let mut latencies: BTreeMap<usize, Vec<Percentiles>> = BTreeMap::new();
         for batch in BATCHES {
             latencies.insert(batch, self.latencies(&names, results, batch, 0)?);
@@ -354,10 +374,10 @@ impl Study<'_> {
             let cost = runs[0].model.cost();
             let mut ranks = match *name {
                 OWN => self.median_ranks(results, "control")?,
-                name if DENSE.contains(&name) => self.median_ranks(results, name)?,
+                name if dense.contains(&name) => self.median_ranks(results, name)?,
                 _ => results.common_ranks.clone(),
             };
-            if !DENSE.contains(name) {
+            if !dense.contains(name) {
                 for (i, layer) in self.subject.layers.iter().enumerate() {
                     // Dense, as it was.
                     if !self.subject.is_cheaper(layer, ranks[i])? {
@@ -393,6 +413,7 @@ impl Study<'_> {
         seed: usize,
     ) -> Result<Vec<Percentiles>> {
         let options = self.pipeline.options;
+        options.check_stop()?;
         let time = Duration::from_secs_f64(if options.quick { 0.1 } else { 10.0 });
         let models: Vec<(&str, &Model)> = names.iter().map(|n| (*n, &results.arms[*n][seed].model)).collect();
         let hashes: Vec<&str> = names.iter().map(|n| results.arms[*n][seed].hash.as_str()).collect();
@@ -420,17 +441,19 @@ impl Study<'_> {
 
     fn summary(&self, results: &Results) -> String {
         let job = self.subject.continued(0, Some((Force::L2, 0.0)));
+        let only_l2 = self.pipeline.options.only_l2;
         let forced = job.force.as_ref().map_or(0, |force| force.multipliers.len());
         format!(
-            "{} on {}, from {}: {} iterations of batch {} without force (control), with L1-norm and L2-norm force on {} layers \
-             and with repulsion; control and L2 arm decomposed to the ranks of the L2 arm at {:.0} % energy and fine-tuned for {} \
-             iterations. {} seed(s).",
+            "{} on {}, from {}: {} iterations of batch {} without force (control), with {} on {} layers{}; \
+             control and L2 arm decomposed to the ranks of the L2 arm at {:.0} % energy and fine-tuned for {} iterations. {} seed(s).",
             self.subject.title,
             self.pipeline.data.train.name(),
             if self.subject.has_no_weights() { "a baseline trained here" } else { "trained weights" },
             job.iterations,
             job.batch,
+            if only_l2 { "L2-norm force" } else { "L1-norm and L2-norm force" },
             forced,
+            if only_l2 { "" } else { " and with repulsion" },
             100.0 * ENERGY,
             self.subject.tuning_iterations(),
             results.seeds.len(),
@@ -465,8 +488,11 @@ impl Study<'_> {
              diverges."
                 .into(),
         );
+        if !self.pipeline.options.only_l2 {
+            notes.push(format!("Repulsion: the L2-norm force with {REPULSION} times its strength."));
+        }
         notes.push(format!(
-            "Repulsion: the L2-norm force with {REPULSION} times its strength. The same start, the same number of iterations and the same \
+            "The same start, the same number of iterations and the same \
              order of images for all arms of a seed; seeds differ in {}.",
             self.subject.what_seeds_vary()
         ));

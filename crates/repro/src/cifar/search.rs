@@ -33,6 +33,21 @@ pub(super) fn largest(
     Ok(low)
 }
 
+/// The largest of some strengths, all of which are tried, whose loss is at most `limit`.
+pub(super) fn largest_of(
+    strengths: &[f64],
+    limit: f64,
+    mut loss: impl FnMut(f64) -> Result<f64>,
+) -> Result<Option<f64>> {
+    let mut largest: Option<f64> = None;
+    for strength in strengths {
+        if loss(*strength)? <= limit {
+            largest = Some(largest.map_or(*strength, |most| most.max(*strength)));
+        }
+    }
+    Ok(largest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +78,12 @@ mod tests {
         assert_eq!(found(0.5, 3), (Some(1.0), 3));
         assert_eq!(found(1e6, 3), (None, 3));
         assert!(largest(1.0, 1.0, 3, |_| anyhow::bail!("stopped")).is_err());
+    }
+
+    #[test]
+    fn of_some_the_largest_within_the_limit_is_taken() {
+        let of = |strengths: &[f64]| largest_of(strengths, 1.0, |s| Ok(s * s)).unwrap();
+        assert_eq!(of(&[0.2, 2.0, 0.9, 0.5]), Some(0.9));
+        assert_eq!(of(&[2.0, 3.0]), None);
     }
 }

@@ -266,7 +266,7 @@ impl<'a> Context<'a> {
                 train: &self.split.train,
                 test: None,
                 preprocessing: &self.of,
-                device: self.options.tensor_device()?,
+                device: self.options.training_device(),
                 folder: Some(work),
                 stop: Some(&self.options.stop),
                 masks: None,

@@ -1,5 +1,4 @@
-//! The ops as compositions of candle's own, in any float type and on any device: what runs where there is no kernel of
-//! ours, and the second formulation that tests compare the kernels with.
+//! The ops as compositions of candle's own, in any float type: the second formulation that tests compare the kernels with.
 //!
 //! candle's pooling, ReLU and strided convolution gradients are wrong or missing (see `docs/ops.md`), so windows are
 //! gathered with `index_select`.
@@ -101,24 +100,18 @@ fn conv2d(conv: &Conv2d, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     let out: Vec<usize> = (0..2)
         .map(|a| ([h, w][a] + 2 * padding[a] - (kernel[a] - 1) * dilation[a] - 1) / stride[a] + 1)
         .collect();
-    let square = [kernel, stride, padding, dilation].iter().all(|a| a[0] == a[1]) && h == w;
-    let y = if square && !x.device().is_cpu() {
-        x.conv2d(weight, padding[0], stride[0], dilation[0], *groups)?
-    } else {
-        let padded =
-            x.pad_with_zeros(2, padding[0], padding[0])?.pad_with_zeros(3, padding[1], padding[1])?;
-        let taps = kernel[0] * kernel[1];
-        let indices = window_indices(w + 2 * padding[1], [out[0], out[1]], *kernel, *stride, *dilation);
-        let columns = windows(&padded, indices, taps)?.transpose(2, 3)?.reshape((
-            n,
-            *groups,
-            c / groups * taps,
-            out[0] * out[1],
-        ))?;
-        let filters = weight.reshape((1, *groups, out_channels / groups, c / groups * taps))?;
-        let filters = filters.broadcast_as((n, *groups, out_channels / groups, c / groups * taps))?;
-        filters.contiguous()?.matmul(&columns)?.reshape((n, *out_channels, out[0], out[1]))?
-    };
+    let padded = x.pad_with_zeros(2, padding[0], padding[0])?.pad_with_zeros(3, padding[1], padding[1])?;
+    let taps = kernel[0] * kernel[1];
+    let indices = window_indices(w + 2 * padding[1], [out[0], out[1]], *kernel, *stride, *dilation);
+    let columns = windows(&padded, indices, taps)?.transpose(2, 3)?.reshape((
+        n,
+        *groups,
+        c / groups * taps,
+        out[0] * out[1],
+    ))?;
+    let filters = weight.reshape((1, *groups, out_channels / groups, c / groups * taps))?;
+    let filters = filters.broadcast_as((n, *groups, out_channels / groups, c / groups * taps))?;
+    let y = filters.contiguous()?.matmul(&columns)?.reshape((n, *out_channels, out[0], out[1]))?;
     Ok(match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, *out_channels, 1, 1))?)?,
         None => y,

@@ -6,15 +6,15 @@ use sha2::{Digest as _, Sha256};
 /// Zeros with probability `p`, the rest times `1 / (1 - p)`; one operand of any shape.
 ///
 /// The zeros are a function of seed, iteration, node name and position alone, so a resumed run needs no saved state.
-pub(super) struct RandomZeros {
-    pub(super) p: f32,
-    pub(super) seed: u64,
-    pub(super) iteration: u64,
-    pub(super) node: String,
+pub(crate) struct RandomZeros {
+    pub(crate) p: f32,
+    pub(crate) seed: u64,
+    pub(crate) iteration: u64,
+    pub(crate) node: String,
 }
 
 impl RandomZeros {
-    pub(super) fn factors(&self, len: usize) -> Vec<f32> {
+    pub(crate) fn factors(&self, len: usize) -> Vec<f32> {
         let key = Sha256::new()
             .chain_update(self.seed.to_le_bytes())
             .chain_update(self.iteration.to_le_bytes())

@@ -161,7 +161,7 @@ fn networks_of_one_node_match_pytorch() {
         let (graph, _) = case.graph();
         let arrays = case.slots().into_iter().map(|(_, _, a)| a.clone()).collect();
         let model = Model::new(graph, Params::new(vec![Vec::new(), arrays])).unwrap();
-        let net = Net::new(&model, &Device::Cpu).unwrap();
+        let net = Net::new(&model).unwrap();
         let input = &case.tensors["input"];
         let images = Var::from_slice(input.data(), input.dims(), &Device::Cpu).unwrap();
         let value = net.forward(&images, case.mode).unwrap().remove(0);

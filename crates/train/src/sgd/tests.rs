@@ -1,6 +1,5 @@
 use super::*;
 use crate::{Multiplier, Multipliers};
-use candle_core::Device;
 use cofilter_force::{Direction, Force, Scaling};
 use cofilter_graph::{Model, Shape};
 
@@ -11,7 +10,7 @@ fn net(weight: &[f32], bias: &[f32]) -> Net {
     let y = b.linear("ip", x, bias.len()).unwrap();
     let arrays = vec![Array::new(vec![bias.len(), 2], weight), Array::new(vec![bias.len()], bias)];
     let model = Model::new(b.finish(&[y]).unwrap(), Params::new(vec![Vec::new(), arrays])).unwrap();
-    Net::new(&model, &Device::Cpu).unwrap()
+    Net::new(&model).unwrap()
 }
 
 fn recipe() -> Recipe {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::ops::compose;
+use candle_core::{DType, Device::Cpu, Tensor};
 use cofilter_graph::{BatchNorm, Conv2d, Graph, Init, Pool2d, PoolKind};
 
 /// Values with one and two readers, shared values (flatten), a dropout, two heads.
@@ -20,23 +22,43 @@ fn model() -> Model {
     Model::init(b.finish(&[main, side]).unwrap(), &Init::default(), 4).unwrap()
 }
 
+/// Losses of the heads and gradients of an iteration, by candle's tape.
+fn taped(of: &Trainer, images: Vec<f32>, labels: &[u32]) -> (Vec<f64>, Params<Option<Vec<f32>>>) {
+    let dims: Vec<usize> = std::iter::once(labels.len()).chain(of.net.graph().input_shape().dims()).collect();
+    let images = Tensor::from_vec(images, dims, &Cpu).unwrap();
+    let heads = of.net.forward_to(&images, of.mode(), &of.heads).unwrap();
+    let labels = compose::labels(labels, &Cpu).unwrap();
+    let losses: Vec<Tensor> =
+        heads.iter().map(|head| compose::cross_entropy(head, &labels).unwrap()).collect();
+    let mut total = Tensor::zeros((), DType::F32, &Cpu).unwrap();
+    for (loss, weight) in losses.iter().zip(&of.head_weights) {
+        total = (total + (loss * *weight).unwrap()).unwrap();
+    }
+    let grads = total.backward().unwrap();
+    let gradients = of.net.params().map(|id, slot, var| {
+        let gradient = grads.get(var).filter(|_| of.sgd.wanted().get(id)[slot]);
+        gradient.map(|g| g.flatten_all().unwrap().to_vec1().unwrap())
+    });
+    (losses.iter().map(|loss| f64::from(loss.to_scalar::<f32>().unwrap())).collect(), gradients)
+}
+
 /// Passes over batches of these sizes, one after the other, ours and candle's; how many tensors have a gradient other than 0.
 fn compare(model: &Model, recipe: &Recipe, batches: &[usize]) -> usize {
     let len = model.graph().input_shape().elements();
-    let trainer = || Trainer::new(model, recipe, None, &Device::Cpu).unwrap();
-    let (mut one, mut other) = (trainer(), trainer());
+    let trainer = || Trainer::new(model, recipe, None, Device::Cpu).unwrap();
+    let (mut one, other) = (trainer(), trainer());
     let mut moving = 0;
     for (round, batch) in batches.iter().enumerate() {
         let number = |i: usize| ((i + 7 * round) * 37 % 101) as f32 / 50.0 - 1.0;
         let images: Vec<f32> = (0..batch * len).map(number).collect();
         let labels: Vec<u32> = (0..*batch).map(|i| [4, 0, 2][i % 3]).collect();
-        let (swept, taped) =
-            (one.sweep(images.clone(), &labels).unwrap(), other.tape(images, &labels).unwrap());
-        for (a, b) in swept.losses.iter().zip(&taped.losses) {
+        let swept = one.sweep(images.clone(), &labels).unwrap();
+        let (losses, gradients) = taped(&other, images, &labels);
+        for (a, b) in swept.losses.iter().zip(&losses) {
             assert!((a - b).abs() < 1e-5, "{a}, expected {b}");
         }
         moving = 0;
-        for (id, slot, swept, taped) in swept.gradients.zip(&taped.gradients) {
+        for (id, slot, swept, taped) in swept.gradients.zip(&gradients) {
             let name = one.net.graph().tensor_name(id, slot);
             assert_eq!(swept.is_some(), taped.is_some(), "{name}");
             if let (Some(gradient), Some(taped)) = (swept, taped) {
@@ -168,7 +190,7 @@ fn sweep_and_tape_agree_on_odd_graphs() {
 #[test]
 fn a_pass_does_not_depend_on_what_was_before() {
     let images = |scale: f32| (0..2 * 144u16).map(|i| f32::from(i * 37 % 101) * scale).collect::<Vec<f32>>();
-    let trainer = || Trainer::new(&model(), &Recipe::default(), None, &Device::Cpu).unwrap();
+    let trainer = || Trainer::new(&model(), &Recipe::default(), None, Device::Cpu).unwrap();
     let (mut used, mut fresh) = (trainer(), trainer());
     let first = used.sweep(images(0.1), &[1, 2]).unwrap();
     for (_, _, gradient) in first.gradients.iter() {
@@ -178,4 +200,14 @@ fn a_pass_does_not_depend_on_what_was_before() {
         (used.sweep(images(0.01), &[3, 4]).unwrap(), fresh.sweep(images(0.01), &[3, 4]).unwrap());
     assert_eq!((again.losses, again.correct), (once.losses, once.correct));
     assert!(again.gradients == once.gradients && again.gradients != first.gradients);
+}
+
+#[test]
+fn without_a_gpu_the_first_iteration_says_so() {
+    let mut trainer = Trainer::new(&model(), &Recipe::default(), None, Device::Cuda(99)).unwrap();
+    let images = vec![0.5; model().graph().input_shape().elements()];
+    let error = trainer.step(images, &[1], false).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::Cuda(_)), "{text}");
+    assert!(text.contains("the CUDA driver") || text.contains("CUDA device 99"), "{text}");
 }

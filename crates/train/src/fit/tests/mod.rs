@@ -133,7 +133,7 @@ fn it_learns_and_writes_its_history() {
     assert!(trained.history.iter().all(|r| r.force_share.unwrap() > 0.0 && r.losses.len() == 2));
     assert_eq!(lines(folder.path()), trained.history);
     let again =
-        crate::evaluate(&trained.model, &setting.test, &setting.preprocessing, 7, &Device::Cpu).unwrap();
+        crate::evaluate(&trained.model, &setting.test, &setting.preprocessing, 7, Device::Cpu).unwrap();
     assert_eq!((again.top1, again.top5, again.images), (score.top1, score.top5, score.images));
     assert!((again.loss - score.loss).abs() < 1e-6, "{again:?}, expected {score:?}");
 }
@@ -260,7 +260,7 @@ fn a_diverging_run_names_iteration_and_layer_and_keeps_its_checkpoint() {
 #[test]
 fn the_first_node_that_is_not_finite_is_named() {
     let setting = Setting::new(recipe());
-    let trainer = || Trainer::new(&setting.model, &setting.recipe, None, &Device::Cpu).unwrap();
+    let trainer = || Trainer::new(&setting.model, &setting.recipe, None, Device::Cpu).unwrap();
     let mut images = vec![0.1; 300];
     images[7] = f32::INFINITY;
     let error = trainer().step(images, &[2], false).err().unwrap();
@@ -278,7 +278,7 @@ fn the_first_node_that_is_not_finite_is_named() {
 #[test]
 fn infinite_statistics_are_found() {
     let setting = Setting::new(recipe());
-    let mut trainer = Trainer::new(&setting.model, &setting.recipe, None, &Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(&setting.model, &setting.recipe, None, Device::Cpu).unwrap();
     let id = trainer.net().graph().find("conv1").unwrap();
     crate::net::update(&trainer.net().params().get(id)[0], |w| w.fill(3e20)).unwrap();
     let images = (0..600u16).map(|i| f32::from(i % 7)).collect();
