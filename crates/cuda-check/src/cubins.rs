@@ -1,7 +1,7 @@
 //! (c) Machine code of every kernel from the real compiler: what each takes of a multiprocessor, and that it takes no more than it did.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cofilter_cuda::{Kernel, compile};
+use cofilter_cuda::{Kernel, Set, compile};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -31,17 +31,21 @@ pub(crate) fn check(
     let mut found: BTreeMap<(String, u32), Use> = BTreeMap::new();
     for arch in archs {
         ensure!(known.contains(&arch), "the compiler knows no sm_{arch}, only {known:?}");
-        let compiled = compile::compile(&compile::text(), arch)?;
-        ensure!(compiled.binary.starts_with(b"\x7fELF"), "sm_{arch}: no machine code");
-        let uses = uses(&compiled.log);
-        for kernel in Kernel::all() {
-            let of = uses
-                .get(kernel.name())
-                .with_context(|| format!("sm_{arch}: nothing about {}", kernel.name()))?;
-            found.insert((kernel.name().to_owned(), arch), *of);
+        let mut all = 0;
+        // What both have is the same in both.
+        for set in [Set::Learn, Set::Run] {
+            let compiled = compile::compile(&compile::text(set), arch)?;
+            ensure!(compiled.binary.starts_with(b"\x7fELF"), "sm_{arch}: no machine code");
+            let uses = uses(&compiled.log);
+            for kernel in Kernel::of(set) {
+                let of = uses
+                    .get(kernel.name())
+                    .with_context(|| format!("sm_{arch}: nothing about {}", kernel.name()))?;
+                all += usize::from(found.insert((kernel.name().to_owned(), arch), *of).is_none());
+            }
+            about(format!("sm_{arch}: {} kernels, {} bytes", uses.len(), compiled.binary.len()));
         }
-        about(format!("sm_{arch}: {} kernels, {} bytes", uses.len(), compiled.binary.len()));
-        counts.insert(format!("sm_{arch}"), uses.len());
+        counts.insert(format!("sm_{arch}"), all);
     }
     let text = text(&found);
     if write {
@@ -79,7 +83,10 @@ fn text(found: &BTreeMap<(String, u32), Use>) -> String {
             .to_owned();
     text.push_str("|---|---|---|---|---|---|\n");
     for ((kernel, arch), Use { registers, spilled, shared }) in found {
-        let threads = Kernel::all().find(|of| of.name() == kernel).map_or(0, Kernel::threads);
+        let threads = Kernel::of(Set::Learn)
+            .chain(Kernel::all())
+            .find(|of| of.name() == kernel)
+            .map_or(0, Kernel::threads);
         let _ = writeln!(text, "| {kernel} | sm_{arch} | {registers} | {spilled} | {shared} | {threads} |");
     }
     text

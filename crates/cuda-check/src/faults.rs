@@ -11,7 +11,7 @@ use cofilter_zoo::{Config, by_name};
 use std::path::Path;
 
 /// Calls of the driver and what they return: out of memory, a failed launch, a lost device, a bad image.
-const FAILURES: &[(&str, i32, &str)] = &[
+pub(crate) const FAILURES: &[(&str, i32, &str)] = &[
     ("cuInit", 999, "cuInit"),
     ("cuDeviceGetCount", 3, "cuDeviceGetCount"),
     ("cuDevicePrimaryCtxRetain", 2, "cuDevicePrimaryCtxRetain"),

@@ -46,7 +46,7 @@ pub(crate) fn check(standin: &Standin) -> Result<Counts> {
 
 /// Deletes one barrier after the other, and counts those whose absence a case shows.
 pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<[usize; 2]> {
-    let text = cofilter_cuda::compile::text();
+    let text = cofilter_cuda::compile::text(cofilter_cuda::Set::Run);
     let barriers = text.matches("__syncthreads();").count();
     let mut caught = 0;
     for number in 0..barriers {

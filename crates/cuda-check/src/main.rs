@@ -8,6 +8,7 @@ mod device;
 mod faults;
 mod floors;
 mod kernels;
+mod learning;
 mod libraries;
 mod networks;
 mod numbers;
@@ -41,6 +42,9 @@ struct Found {
     /// Networks that were compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     networks: Option<usize>,
+    /// Networks of which an iteration of training was compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained: Option<usize>,
     /// Cases of routines of libraries.
     #[serde(skip_serializing_if = "Option::is_none")]
     routines: Option<usize>,
@@ -125,12 +129,16 @@ fn on_standin() -> Result<Found> {
         found.kernels = Some(counts.len() + 1);
         found.cases = Some(counts.values().sum());
     }
-    if let Some([mutants, caught]) = found.part("mutants", || kernels::mutants(&standin, &mut say)) {
+    let of_running = found.part("mutants", || kernels::mutants(&standin, &mut say));
+    let of_training = found.part("mutants of training", || learning::mutants(&standin, &mut say));
+    if let (Some([a, caught_a]), Some([b, caught_b])) = (of_running, of_training) {
+        let (mutants, caught) = (a + b, caught_a + caught_b);
         (found.mutants, found.mutants_caught) = (Some(mutants), Some(caught));
         if caught < mutants {
             found.failed.push(format!("mutants: {} of {mutants} were not caught", mutants - caught));
         }
     }
+    found.trained = found.part("training", || learning::check(&standin, &mut say));
     found.networks = found.part("networks", || networks::check(&standin, cache.path(), &mut say));
     found.routines = found.part("libraries", || libraries::cases(&standin));
     let networks =
@@ -138,7 +146,8 @@ fn on_standin() -> Result<Found> {
     found.networks = found.networks.zip(networks).map(|(a, b)| a + b);
     found.faults = found.part("faults", || faults::check(&standin, cache.path()));
     let faults = found.part("faults of libraries", || libraries::faults(&standin, cache.path()));
-    found.faults = found.faults.zip(faults).map(|(a, b)| a + b);
+    let of_training = found.part("faults of training", || learning::faults(&standin));
+    found.faults = found.faults.zip(faults).zip(of_training).map(|((a, b), c)| a + b + c);
     Ok(found)
 }
 

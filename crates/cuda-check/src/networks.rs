@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Side of the square images that the reference does in a moment; 0: as published.
-fn extent(name: &str) -> usize {
+pub(crate) fn extent(name: &str) -> usize {
     match name {
         "lenet" | "convnet" | "resnet20" | "resnet20_projection" => 0,
         "bvlc_alexnet" | "bvlc_alexnet_split" => 99,

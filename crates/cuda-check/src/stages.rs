@@ -1,6 +1,7 @@
 //! What a stage does on a device: one thing after the other, each told in a file before it begins, so that another process can go on.
 
 use crate::kernels::{self, By, keep_module};
+use crate::learning;
 use crate::libraries::{self, layers, lines};
 use crate::networks::{self, Task, each};
 use crate::times;
@@ -17,10 +18,11 @@ const NETWORKS: &str = "networks";
 const SESSIONS: &str = "sessions";
 const ROUTINES: &str = "routines";
 const WITH_LIBRARIES: &str = "networks-with-libraries";
+const TRAINING: &str = "training";
 const TIMES: &str = "times";
 
 /// All stages, in order.
-pub(crate) const STAGES: [&str; 6] = [KERNELS, NETWORKS, SESSIONS, ROUTINES, WITH_LIBRARIES, TIMES];
+pub(crate) const STAGES: [&str; 7] = [KERNELS, NETWORKS, SESSIONS, ROUTINES, WITH_LIBRARIES, TRAINING, TIMES];
 
 /// How far a stage is.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -92,6 +94,7 @@ pub(crate) fn run(stage: &str, folder: &Path, table: &Path) -> Result<()> {
                 [Libraries::Always, Libraries::Faster].into_iter().flat_map(libraries::tasks).collect(),
             )?;
         }
+        TRAINING => of.training()?,
         TIMES => of.times(table)?,
         _ => bail!("no stage `{stage}`"),
     }
@@ -130,6 +133,17 @@ impl Stage {
             })?;
         }
         Ok(())
+    }
+
+    fn training(&mut self) -> Result<()> {
+        for task in learning::tasks(cofilter_zoo::NAMES)?.into_iter().skip(self.progress.begun) {
+            self.thing(&task.name, |progress| {
+                task.check()?;
+                progress.count("compared");
+                Ok(())
+            })?;
+        }
+        self.thing("evaluation", |_| learning::evaluation())
     }
 
     fn networks(&mut self, tasks: Vec<Task>) -> Result<()> {
