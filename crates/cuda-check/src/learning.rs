@@ -13,6 +13,10 @@ use cofilter_lowrank as lowrank;
 use cofilter_train::{Device, Error, Recipe, Trainer, evaluate};
 use cofilter_zoo::{Config, by_name};
 
+/// One of each kind, that a stand-in trains in a moment.
+const SHALLOW: [&str; 6] =
+    ["lenet", "convnet", "resnet20", "resnet20_projection", "bvlc_alexnet", "bvlc_googlenet"];
+
 /// A network to be trained for an iteration.
 pub(crate) struct Task {
     pub(crate) name: String,
@@ -30,9 +34,10 @@ pub(crate) fn tasks(names: &[&str]) -> Result<Vec<Task>> {
         let rule = lowrank::RankRule::Ratio(0.4);
         let (small, _) =
             lowrank::decompose(&dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?;
+        // Rounding grows from layer to layer in deep ones, and a sum that is left out is off by half.
+        let allowed = if SHALLOW.contains(name) { 2e-2 } else { 0.1 };
         for (what, model) in [("dense", dense), ("low rank", small)] {
-            // Rounding grows from layer to layer in deep ones, and a sum that is left out is off by half.
-            tasks.push(Task { name: format!("training {name}, {what}"), model, allowed: 0.1 });
+            tasks.push(Task { name: format!("training {name}, {what}"), model, allowed });
         }
     }
     Ok(tasks)
@@ -40,9 +45,7 @@ pub(crate) fn tasks(names: &[&str]) -> Result<Vec<Task>> {
 
 /// Number of networks that were compared.
 pub(crate) fn check(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<usize> {
-    // One of each kind: the others are longer.
-    let names = ["lenet", "convnet", "resnet20", "resnet20_projection", "bvlc_alexnet", "bvlc_googlenet"];
-    let tasks = tasks(&names)?;
+    let tasks = tasks(&SHALLOW)?;
     for task in &tasks {
         let error = task.check()?;
         about(format!("{}: error of the gradients {error:.1e}", task.name));

@@ -1,3 +1,5 @@
+use crate::Result;
+use crate::call::named;
 use std::cmp::Ordering;
 
 /// How a product is computed.
@@ -199,15 +201,13 @@ impl Kernel {
     }
 
     /// The convolution in tiles of so many columns, for so many filters.
-    pub(crate) fn around(columns: usize, filters: usize) -> Option<Self> {
-        let tile = if filters > 16 { 32 } else { 16 };
-        let of = Kind::Around(columns);
-        Self::of(Set::Learn).find(|kernel| kernel.0.kind == of && kernel.tile()[0] == tile)
+    pub(crate) fn around(columns: usize, filters: usize) -> Result<Self> {
+        named(&format!("learn_3x3_{columns}_{}", if filters > 16 { 32 } else { 16 }))
     }
 
     /// The gradient of its filters.
-    pub(crate) fn around_filter(columns: usize) -> Option<Self> {
-        Self::of(Set::Learn).find(|kernel| kernel.0.kind == Kind::AroundFilter(columns))
+    pub(crate) fn around_filter(columns: usize) -> Result<Self> {
+        named(&format!("learn_filter_3x3_{columns}"))
     }
 
     pub(crate) fn is_pair(self) -> bool {

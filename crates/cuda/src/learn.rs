@@ -21,6 +21,7 @@ use emit::{Emit, Launch};
 use plan::Plan;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Numbers of each image, in a network of a [`Tape`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +251,7 @@ pub struct Learner {
     results: Pinned,
     buffers: Buffers,
     device: Device,
-    _module: Module,
+    _module: Arc<Module>,
 }
 
 /// Memory on the device.
@@ -301,7 +302,7 @@ impl Learner {
         for len in &tape.lens {
             at_most("elements of a batch", batch.saturating_mul(*len), call::COUNTED)?;
         }
-        let module = Module::load(Set::Learn, device, cache)?;
+        let module = Module::shared(Set::Learn, device, cache)?;
         let plan = Plan::new(device, tape, heads, (batch, mode))?;
         let bytes = |len: usize| len.max(1) * size_of::<f32>();
         let buffers = Buffers {
@@ -352,7 +353,7 @@ impl Learner {
     }
 
     fn zero(&self, buffer: &Buffer, len: usize) -> Result<()> {
-        const AT_ONCE: usize = 65_535 * 16;
+        const AT_ONCE: usize = 1 << 20;
         let zeros = vec![0_u32; len.min(AT_ONCE)];
         for at in (0..len).step_by(AT_ONCE) {
             let part = &zeros[..(len - at).min(AT_ONCE)];

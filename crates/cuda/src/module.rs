@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The kernels, compiled for a device and loaded.
 pub(crate) struct Module {
@@ -49,9 +50,26 @@ const MAX_DYNAMIC_SHARED: i32 = 8;
 /// The call that refuses code.
 const LOAD: &str = "cuModuleLoadData";
 
+/// Modules that are loaded, by their kernels and the number of the device: one for all that use them.
+static LOADED: Mutex<Vec<(Set, usize, Weak<Module>)>> = Mutex::new(Vec::new());
+
 impl Module {
+    /// The kernels of a set on a device, loaded now if nobody has them.
+    pub(crate) fn shared(set: Set, device: &Device, cache: Option<&Path>) -> Result<Arc<Self>> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|(.., module)| module.strong_count() > 0);
+        let ordinal = device.about().ordinal;
+        let found = loaded.iter().find(|(of, number, _)| (*of, *number) == (set, ordinal));
+        if let Some(module) = found.and_then(|(.., module)| module.upgrade()) {
+            return Ok(module);
+        }
+        let module = Arc::new(Self::load(set, device, cache)?);
+        loaded.push((set, ordinal, Arc::downgrade(&module)));
+        Ok(module)
+    }
+
     /// Takes the kernels for a device from the folder where they were kept, or compiles them.
-    pub(crate) fn load(set: Set, device: &Device, cache: Option<&Path>) -> Result<Self> {
+    fn load(set: Set, device: &Device, cache: Option<&Path>) -> Result<Self> {
         if let Some(code) = compile::kept(set, device.about(), cache) {
             match Self::from(set, device, &code.binary) {
                 // Of another compiler than this driver's, perhaps.

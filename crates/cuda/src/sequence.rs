@@ -14,7 +14,7 @@ use crate::pack::int;
 use crate::stream::{Event, Graph, Stream};
 use crate::{Kernel, Result, args};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 /// A network's calls with its weights on a device. Sessions share it.
 pub struct Sequence {
@@ -25,22 +25,6 @@ pub struct Sequence {
     output: Place,
     batch: usize,
     lengths: Lengths,
-}
-
-/// Modules that are loaded, by the number of the device: one for all plans.
-static LOADED: Mutex<Vec<(usize, Weak<Module>)>> = Mutex::new(Vec::new());
-
-fn module(device: &Device, cache: Option<&Path>) -> Result<Arc<Module>> {
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    loaded.retain(|(_, module)| module.strong_count() > 0);
-    let ordinal = device.about().ordinal;
-    let found = loaded.iter().find(|(number, _)| *number == ordinal).and_then(|(_, module)| module.upgrade());
-    if let Some(module) = found {
-        return Ok(module);
-    }
-    let module = Arc::new(Module::load(Set::Run, device, cache)?);
-    loaded.push((ordinal, Arc::downgrade(&module)));
-    Ok(module)
 }
 
 impl Sequence {
@@ -66,7 +50,7 @@ impl Sequence {
             lengths.partial = lengths.partial.max(call.partial_len(batch));
             lengths.workspace = lengths.workspace.max(call.routine().map_or(0, |of| of.workspace()));
         }
-        let module = module(device, cache)?;
+        let module = Module::shared(Set::Run, device, cache)?;
         let weights = Buffer::new(device, "weights", size_of_val(blob.words()))?;
         Stream::new(device)?.upload(&weights, blob.words())?;
         Ok(Self { device: device.clone(), module, weights, calls, output, batch, lengths })

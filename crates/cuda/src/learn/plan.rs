@@ -170,7 +170,7 @@ impl<'a> Plan<'a> {
             if let Op::Normalise { channels, .. } = step.op {
                 plan.about.push(take(&mut plan.arena_len, 6 * channels).start);
             }
-            let tables = plan.tables_of(step);
+            let tables = plan.tables_of(step)?;
             scratch = scratch.max(plan.scratch_of(step, tables.as_ref()));
             plan.convs.push(tables);
         }
@@ -181,76 +181,85 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    fn tables_of(&mut self, step: &Step) -> Option<Tables> {
-        let Op::Conv { geometry, .. } = &step.op else { return None };
+    fn tables_of(&mut self, step: &Step) -> Result<Option<Tables>> {
+        let Op::Conv { geometry, .. } = &step.op else { return Ok(None) };
         let around = is_around(geometry).then(|| Tiling::of(geometry.extents));
-        let forward = self.product(geometry, around);
-        let back = self.flows[step.srcs[0].0].is_some();
-        let source = (back && geometry.stride == [1; 2]).then(|| self.product(&reversed(geometry), around));
-        if let Some((tiling, kernel)) = around.and_then(|of| Some((of, Kernel::around_filter(of.columns)?))) {
-            let blocks = (geometry.filters.div_ceil(16) * geometry.channels.div_ceil(8)).max(1);
-            let all = (self.batch * tiling.tiles).div_ceil(tiling.at_once);
-            let room = (PARTIAL / (geometry.filters * geometry.columns()).max(1)).max(1);
-            let splits = (8 * self.multiprocessors).div_ceil(blocks).min(all).min(room).max(1);
-            return Some(Tables { forward, source, filter: (kernel, 0, splits), around });
-        }
-        let entries = geometry.entries();
+        let forward = self.product(geometry, around)?;
+        let back = self.flows[step.srcs[0].0].is_some() && geometry.stride == [1; 2];
+        let source = back.then(|| self.product(&reversed(geometry), around)).transpose()?;
+        let room = (PARTIAL / (geometry.filters * geometry.columns()).max(1)).max(1);
+        let filter = match around {
+            Some(tiling) => {
+                let blocks = geometry.filters.div_ceil(16) * geometry.channels.div_ceil(8);
+                let all = (self.batch * tiling.tiles).div_ceil(tiling.at_once);
+                let splits = (8 * self.multiprocessors).div_ceil(blocks).min(all).min(room);
+                (Kernel::around_filter(tiling.columns)?, 0, splits.max(1))
+            }
+            None => {
+                let table = self.table(&geometry.entries());
+                let filters = geometry.filters / geometry.groups;
+                let kernel = named(if filters > 32 { "learn_filter_64x64" } else { "learn_filter_16x64" })?;
+                let [rows, across] = kernel.tile();
+                let blocks = filters.div_ceil(rows) * geometry.columns().div_ceil(across) * geometry.groups;
+                let steps = (self.batch * geometry.area()).div_ceil(kernel.depth());
+                let splits = (4 * self.multiprocessors).div_ceil(blocks).min(steps / 4).min(room);
+                (kernel, table, splits.max(1))
+            }
+        };
+        Ok(Some(Tables { forward, source, filter, around }))
+    }
+
+    /// Where a list of elements of windows begins.
+    fn table(&mut self, entries: &[[i32; 2]]) -> usize {
+        // They are read two words at a time.
+        self.tables.resize(self.tables.len().next_multiple_of(2), 0);
         let table = self.tables.len();
         self.tables.extend(entries.iter().flatten().map(|x| x.cast_unsigned()));
-        let name =
-            if geometry.filters / geometry.groups > 32 { "learn_filter_64x64" } else { "learn_filter_16x64" };
-        let kernel = named(name).ok()?;
-        let [filters, columns] = kernel.tile();
-        let blocks = (geometry.filters / geometry.groups).div_ceil(filters)
-            * geometry.columns().div_ceil(columns)
-            * geometry.groups;
-        let steps = (self.batch * geometry.area()).div_ceil(kernel.depth());
-        let room = (PARTIAL / (geometry.filters * geometry.columns()).max(1)).max(1);
-        let splits = (4 * self.multiprocessors).div_ceil(blocks.max(1)).min(steps / 4).min(room).max(1);
-        Some(Tables { forward, source, filter: (kernel, table, splits), around: None })
+        table
     }
 
     /// The kernel that computes a convolution, and its tables: every tile of filters has all columns.
-    fn product(&mut self, of: &Geometry, around: Option<Tiling>) -> Product {
-        if let Some((tiling, kernel)) = around.and_then(|t| Some((t, Kernel::around(t.columns, of.filters)?)))
-        {
-            let tiles = of.filters.div_ceil(kernel.tile()[0]);
-            let depth = of.columns().next_multiple_of(kernel.depth());
-            let weights = take(&mut self.arena_len, tiles * depth * kernel.tile()[0]).start;
-            return Product { kernel, table: 0, spans: 0, tiles, depth, weights, tiling: Some(tiling) };
+    fn product(&mut self, of: &Geometry, around: Option<Tiling>) -> Result<Product> {
+        let filters = of.filters / of.groups;
+        let kernel = match around {
+            Some(tiling) => Kernel::around(tiling.columns, of.filters)?,
+            None => self.kernel(of)?,
+        };
+        let [rows, _] = kernel.tile();
+        let (tiles, depth) = (filters.div_ceil(rows), of.columns().next_multiple_of(kernel.depth()));
+        let packed = of.groups * tiles * depth * rows;
+        at_most("weights of a convolution, packed", packed, call::COUNTED)?;
+        let weights = take(&mut self.arena_len, packed).start;
+        if around.is_some() {
+            return Ok(Product { kernel, table: 0, spans: 0, tiles, depth, weights, tiling: around });
         }
+        let mut entries = of.entries();
+        entries.resize(depth, NONE);
+        let table = self.table(&entries);
+        let spans = self.tables.len();
+        for tile in 0..tiles * of.groups {
+            self.tables.extend([0, depth, tile * depth * rows].map(|n| int(n).cast_unsigned()));
+        }
+        Ok(Product { kernel, table, spans, tiles, depth, weights, tiling: None })
+    }
+
+    /// The largest tile that enough blocks fill, or the smallest one that the filters fill.
+    fn kernel(&self, of: &Geometry) -> Result<Kernel> {
         let (filters, pixels) = (of.filters / of.groups, self.batch * of.area());
-        let pointwise = of.is_pointwise();
         let fills = |kernel: &Kernel| {
             let [rows, columns] = kernel.tile();
             let blocks = filters.div_ceil(rows) * pixels.div_ceil(columns) * of.groups;
             2 * filters > rows && blocks >= 2 * self.multiprocessors
         };
-        let all = || Kernel::convolutions(Math::F32, pointwise);
-        let smallest = || {
-            let narrow = all().filter(|kernel| filters <= 16 || kernel.tile()[0] > 16);
-            narrow.min_by_key(|kernel| kernel.tile()[0])
+        let pointwise = of.is_pointwise();
+        let found = Kernel::convolutions(Math::F32, pointwise).find(fills);
+        let small = match (filters <= 16, pointwise) {
+            (true, false) => "conv_16x64",
+            (false, false) => "conv_32x32",
+            (true, true) => "conv1x1_16x64",
+            (false, true) => "conv1x1_32x32",
         };
-        let kernel = all().find(fills).or_else(smallest);
-        let kernel = kernel.unwrap_or_else(|| all().next().expect("there are convolutions in f32"));
-        let (columns, depth) = (of.columns(), of.columns().next_multiple_of(kernel.depth()));
-        let mut entries = of.entries();
-        entries.resize(depth, NONE);
-        debug_assert!(columns <= depth);
-        let table = self.tables.len();
-        self.tables.extend(entries.iter().flatten().map(|x| x.cast_unsigned()));
-        let tiles = filters.div_ceil(kernel.tile()[0]);
-        let spans = self.tables.len();
-        for tile in 0..tiles * of.groups {
-            let words = [0, depth, tile * depth * kernel.tile()[0]];
-            self.tables.extend(words.map(|n| int(n).cast_unsigned()));
-        }
-        if self.tables.len() % 2 == 1 {
-            // Entries are read two words at a time.
-            self.tables.push(0);
-        }
-        let weights = take(&mut self.arena_len, of.groups * tiles * depth * kernel.tile()[0]).start;
-        Product { kernel, table, spans, tiles, depth, weights, tiling: None }
+        found.map_or_else(|| named(small), Ok)
     }
 
     /// Whether normalisations measure their moments.
