@@ -57,6 +57,15 @@ pub(crate) trait Lanes: 'static {
     unsafe fn load_bf16(src: *const bf16) -> Self::Vector;
     /// Reads sixteen numbers kept in half precision.
     unsafe fn load_f16(src: *const f16) -> Self::Vector;
+    /// Reads the numbers at sixteen places, counted from `src`.
+    #[inline(always)]
+    unsafe fn gather(src: *const f32, places: *const u16) -> Self::Vector {
+        // SAFETY: there are sixteen places, and numbers at them (contract of the trait).
+        unsafe {
+            let numbers: [f32; 16] = std::array::from_fn(|i| *src.add(usize::from(*places.add(i))));
+            Self::load(numbers.as_ptr())
+        }
+    }
     /// Writes sixteen numbers.
     unsafe fn store(dst: *mut f32, value: Self::Vector);
     /// `a b + c`, rounded once where the tier can.

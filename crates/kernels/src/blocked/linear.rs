@@ -72,6 +72,23 @@ pub struct LinearWeights<'a> {
     pub storage: Storage,
 }
 
+impl LinearWeights<'_> {
+    /// Panics unless extents and lengths fit.
+    pub(super) fn check(&self, src: &View, dst: &View) {
+        let outputs = dst.channels();
+        let depth = src.channels() * src.size[0] * src.size[1];
+        assert_eq!(self.weight.len(), outputs * depth, "linear: length of weight");
+        assert!(self.bias.is_none_or(|bias| bias.len() == outputs), "linear: length of bias");
+        assert!(dst.size == [1, 1] && src.phases == 1, "linear: {src:?} to {dst:?}");
+        let contiguous =
+            dst.block_stride == dst.pixel_stride && dst.blocks() == outputs.div_ceil(dst.pixel_stride);
+        assert!(
+            contiguous && dst.border == [0, 0],
+            "linear: the result is not a vector without gaps: {dst:?}"
+        );
+    }
+}
+
 impl Step {
     /// A fully connected layer: `dst[o] = relu?(sum over i of weight[o, i] src[i] + bias[o])` for every image. A map is read in
     /// the order `[channel, row, column]` without being copied into it: the weights are packed in the order of its memory.
@@ -138,18 +155,9 @@ impl<W: Weight> Linear<W> {
         images: usize,
         threads: usize,
     ) -> Self {
+        weights.check(src, dst);
         let outputs = dst.channels();
-        let [height, width] = src.size;
-        let depth = src.channels() * height * width;
-        assert_eq!(weights.weight.len(), outputs * depth, "linear: length of weight");
-        assert!(weights.bias.is_none_or(|bias| bias.len() == outputs), "linear: length of bias");
-        assert!(dst.size == [1, 1] && src.phases == 1, "linear: {src:?} to {dst:?}");
-        let contiguous =
-            dst.block_stride == dst.pixel_stride && dst.blocks() == outputs.div_ceil(dst.pixel_stride);
-        assert!(
-            contiguous && dst.border == [0, 0],
-            "linear: the result is not a vector without gaps: {dst:?}"
-        );
+        let depth = src.channels() * src.size[0] * src.size[1];
         let at_once = tier.blocks.min(2);
         let (parts, order) = parts(src, DEPTH * 2 / at_once);
         let groups = outputs.div_ceil(at_once * BLOCK);
@@ -195,8 +203,8 @@ impl<W: Weight> Linear<W> {
     }
 }
 
-/// Runs of a map in the order of its memory, cut into parts, and the feature of every step of the depth.
-fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usize>) {
+/// Runs of a map in the order of its memory, and the feature of every step of the depth.
+pub(super) fn features(src: &View) -> (Vec<Run>, Vec<usize>) {
     let [height, width] = src.size;
     let origin = src.at(0, 0, 0, 0) as isize;
     let (mut runs, mut order): (Vec<Run>, Vec<usize>) = (Vec::new(), Vec::new());
@@ -213,6 +221,12 @@ fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usize>) {
         }
         first += lanes;
     }
+    (runs, order)
+}
+
+/// The same, cut into parts of at most so many features.
+pub(super) fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usize>) {
+    let (runs, order) = features(src);
     let mut parts: Vec<(Vec<Run>, usize)> = vec![(Vec::new(), 0)];
     for mut run in runs {
         while run.len > 0 {

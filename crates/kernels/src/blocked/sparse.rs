@@ -1,4 +1,4 @@
-//! Convolutions whose weights are zero here and there.
+//! Convolutions, and fully connected layers, whose weights are zero here and there.
 //!
 //! The map that is read is planar, so sixteen neighbouring pixels of a channel fill a vector, and a weight is one multiplication of such
 //! vectors by a number: weights that are zero cost nothing. A tile of up to [`VECTORS`] vectors of pixels is computed for
@@ -8,6 +8,8 @@
 //! read at a time as the first-level cache holds, for all filters of a block, where these share what they read.
 #![expect(unsafe_code, reason = "pixels are read and written through pointers to shared memory")]
 
+mod linear;
+mod multiply;
 mod pack;
 
 use super::conv::check;
@@ -16,7 +18,7 @@ use super::memory::Memory;
 use super::sequence::{Stage, Step};
 use super::{BLOCK, View, Weights, Window};
 use crate::tier::{self, Tier};
-use pack::{Matrix, Packed, Shape, Weighted, filters_of};
+use pack::{Matrix, Shape, Weighted, filters_of};
 use std::ops::Range;
 
 /// Filters computed at once.
@@ -139,7 +141,8 @@ impl Sparse {
         let vectors = tiles.iter().map(|tile| tile.vectors).max().unwrap_or(0);
         let window_len =
             (height - 1) * window.dilation[0] * src.row_stride + (width - 1) * window.dilation[1];
-        let shape = Shape { vectors, taps: height * width, len: vectors * BLOCK + window_len };
+        let shape =
+            Shape { vectors, taps: height * width, len: vectors * BLOCK + window_len, most: usize::MAX };
         let weighted = Weighted::new(&matrix, dst, &shape, distance);
         let bias = |filter: usize| weights.bias.map_or(0.0, |bias| bias[filter]);
         let biases = |filters: Range<usize>| {
@@ -175,10 +178,7 @@ impl Stage for Sparse {
     }
 
     fn weight_bytes(&self) -> usize {
-        size_of_val(&*self.weighted.weights)
-            + size_of_val(&*self.weighted.places)
-            + size_of_val(&*self.weighted.filters)
-            + size_of_val(&*self.bias)
+        self.weighted.bytes() + size_of_val(&*self.bias)
     }
 
     fn jobs(&self, images: usize) -> usize {
@@ -235,7 +235,8 @@ impl Part<'_> {
     /// As [`Stage::run`]; the machine has `L` and the caller is compiled for it.
     #[inline(always)]
     unsafe fn vectors<L: Lanes, const N: usize>(&self) {
-        let Sparse { window, src, bias, weighted: Weighted { filters, parts, .. }, .. } = self.sparse;
+        let Sparse { window, src, bias, weighted, .. } = self.sparse;
+        let Weighted { filters, parts, .. } = weighted;
         let [above, left] = window.padding.map(|padding| padding as isize);
         let pixels = self.memory.at(src, self.image, 0, -above, -left);
         let each = BLOCK / FILTERS;
@@ -251,7 +252,7 @@ impl Part<'_> {
                     true => [L::splat(bias[first + f]); N],
                     false => std::array::from_fn(|n| L::load(at(f, n))),
                 });
-                let sums = self.sums::<L, N>(packed, pixels, sums);
+                let sums = weighted.add_to::<L, N>(packed, pixels, self.tile.last, sums);
                 for (f, sums) in sums.iter().enumerate() {
                     for (n, sum) in sums.iter().enumerate() {
                         L::store(at(f, n), *sum);
@@ -259,66 +260,6 @@ impl Part<'_> {
                 }
             }
             self.write::<L, N>();
-        }
-    }
-
-    /// Adds to the sums of some filters.
-    ///
-    /// # Safety
-    /// As [`Part::vectors`]; the tile begins at `pixels`.
-    #[inline(always)]
-    unsafe fn sums<L: Lanes, const N: usize>(
-        &self,
-        packed: &Packed,
-        pixels: *const f32,
-        mut sums: [[L::Vector; N]; FILTERS],
-    ) -> [[L::Vector; N]; FILTERS] {
-        // SAFETY: handed on from the caller.
-        unsafe {
-            macro_rules! patterns {
-                ($($pattern:literal)*) => {
-                    $(self.pattern::<L, N, $pattern>(packed, pixels, &mut sums);)*
-                };
-            }
-            patterns!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-            sums
-        }
-    }
-
-    /// All places of a pattern: those at which the filters of `P` have a weight, or some of them.
-    ///
-    /// # Safety
-    /// As [`Part::sums`].
-    #[inline(always)]
-    unsafe fn pattern<L: Lanes, const N: usize, const P: usize>(
-        &self,
-        packed: &Packed,
-        pixels: *const f32,
-        sums: &mut [[L::Vector; N]; FILTERS],
-    ) {
-        let places = &self.sparse.weighted.places[packed.places[P] as usize..packed.places[P + 1] as usize];
-        let weights = &self.sparse.weighted.weights[packed.weights[P] as usize..];
-        debug_assert!(weights.len() >= places.len() * P.count_ones() as usize, "a weight for each filter");
-        let mut weight = weights.as_ptr();
-        let last = self.tile.last;
-        for &place in places {
-            // SAFETY: handed on from the caller; the weights of a pattern are one for each place and filter.
-            unsafe {
-                let src = pixels.add(place as usize);
-                let values: [L::Vector; N] = std::array::from_fn(|n| match n + 1 < N {
-                    true => L::load(src.add(n * BLOCK)),
-                    false => L::load(src.offset(last)),
-                });
-                for (f, sums) in sums.iter_mut().enumerate() {
-                    if P >> f & 1 == 1 {
-                        let factor = L::splat(*weight);
-                        weight = weight.add(1);
-                        for (sum, value) in sums.iter_mut().zip(values) {
-                            *sum = L::mul_add(value, factor, *sum);
-                        }
-                    }
-                }
-            }
         }
     }
 

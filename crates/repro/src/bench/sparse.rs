@@ -30,21 +30,21 @@ pub(crate) const PATTERNS: [(&str, Pattern); 5] = [
     ("columns", Pattern::Groups(Grouping::Columns)),
 ];
 
-/// A convolution of stride 1 that keeps the size of the map.
+/// A convolution of stride 1 that keeps the size of the map, or a fully connected layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layer {
     /// Input channels.
     pub(crate) inputs: usize,
     /// Output channels.
     pub(crate) outputs: usize,
-    /// Height and width of the window.
-    pub(crate) kernel: usize,
+    /// Height and width of the window of a convolution.
+    pub(crate) kernel: Option<usize>,
     /// Height and width of the map.
     pub(crate) size: usize,
 }
 
-/// Convolutions of ResNet-50 at stride 1, and of ResNet-20.
-pub(crate) const LAYERS: [Layer; 11] = [
+/// Convolutions of ResNet-50 at stride 1, and of ResNet-20; fully connected layers of LeNet and of AlexNet.
+pub(crate) const LAYERS: [Layer; 13] = [
     layer(64, 64, 3, 56),
     layer(128, 128, 3, 28),
     layer(256, 256, 3, 14),
@@ -56,30 +56,58 @@ pub(crate) const LAYERS: [Layer; 11] = [
     layer(512, 2048, 1, 7),
     layer(32, 32, 3, 16),
     layer(64, 64, 3, 8),
+    Layer { inputs: 800, outputs: 500, kernel: None, size: 1 },
+    Layer { inputs: 4096, outputs: 4096, kernel: None, size: 1 },
 ];
 
 const fn layer(inputs: usize, outputs: usize, kernel: usize, size: usize) -> Layer {
-    Layer { inputs, outputs, kernel, size }
+    Layer { inputs, outputs, kernel: Some(kernel), size }
 }
 
 impl Layer {
     pub(crate) fn title(&self) -> String {
         let Self { inputs, outputs, kernel, size } = *self;
-        format!("{kernel}x{kernel} {inputs} > {outputs}, {size}x{size}")
+        match kernel {
+            Some(kernel) => format!("{kernel}x{kernel} {inputs} > {outputs}, {size}x{size}"),
+            None => format!("fully connected {inputs} > {outputs}"),
+        }
+    }
+
+    /// Name of its figure.
+    pub(crate) fn id(&self) -> String {
+        let Self { inputs, outputs, kernel, size } = *self;
+        match kernel {
+            Some(kernel) => format!("layer-{kernel}x{kernel}-{inputs}-{size}"),
+            None => format!("layer-linear-{inputs}-{outputs}"),
+        }
     }
 
     /// Whether it is one of ResNet-50.
     pub(crate) fn in_resnet50(&self) -> bool {
-        self.size.is_multiple_of(7)
+        self.kernel.is_some() && self.size.is_multiple_of(7)
+    }
+
+    /// In which patterns it is pruned. Fully connected layers have one form for all of them.
+    pub(crate) fn patterns(&self) -> &'static [(&'static str, Pattern)] {
+        &PATTERNS[..if self.kernel.is_some() { PATTERNS.len() } else { 1 }]
     }
 
     /// The layer behind another one, with weights drawn at random.
     fn model(&self) -> Result<Model> {
         let mut b = Graph::builder();
-        let x = b.input("data", Shape::map(self.inputs, self.size, self.size))?;
+        let shape = match self.kernel {
+            Some(_) => Shape::map(self.inputs, self.size, self.size),
+            None => Shape::Vector(self.inputs),
+        };
+        let x = b.input("data", shape)?;
         let x = b.relu("before", x)?;
-        let padding = [self.kernel / 2; 2];
-        let x = b.conv2d("layer", x, Conv2d { padding, ..Conv2d::new(self.outputs, self.kernel) })?;
+        let x = match self.kernel {
+            Some(kernel) => {
+                let padding = [kernel / 2; 2];
+                b.conv2d("layer", x, Conv2d { padding, ..Conv2d::new(self.outputs, kernel) })?
+            }
+            None => b.linear("layer", x, self.outputs)?,
+        };
         Ok(Model::init(b.finish(&[x])?, &Default::default(), 1)?)
     }
 }
@@ -171,62 +199,86 @@ fn layer_us(session: &mut Session, images: &[f32]) -> Result<f64> {
     Ok(steps[before + 1..=layer].iter().map(|step| step.time_us).sum())
 }
 
-/// Measures a layer at some density.
+/// A form of the layer that is measured.
+struct Runner {
+    /// Which density it is pruned to; none if it is not.
+    of: Option<usize>,
+    form: String,
+    session: Session,
+    times: Vec<f64>,
+}
+
+/// Measures a layer at some densities, so many seconds for each.
 pub(crate) fn measure(
     layer: Layer,
     (name, pattern): (&str, Pattern),
-    density: f64,
+    densities: &[f64],
     batch: usize,
     team: &Arc<Team>,
     seconds: f64,
-) -> Result<Row> {
+) -> Result<Vec<Row>> {
     let dense = layer.model()?;
-    let pruning = Pruning { sparsity: 1.0 - density, pattern, ..Pruning::default() };
-    let (pruned, _) = prune_magnitude(&dense, &pruning)?;
     let threads = team.threads();
     let options = PlanOptions { batch, threads, team: Some(Arc::clone(team)), ..PlanOptions::default() };
-    let program = cofilter_runtime::Program::lower(&pruned)?;
-    let of = program.steps().last().context("no step")?.density;
     let images = images(batch * dense.graph().input_shape().elements());
-    let mut error = 0.0_f64;
-    let mut all = Vec::new();
-    for (which, model) in [&dense, &pruned].into_iter().enumerate() {
+    let mut all: Vec<Runner> = Vec::new();
+    let mut add = |of: Option<usize>, model: &Model| -> Result<f64> {
         let expected = Expected::of(model, &images, batch)?;
+        let mut error = 0.0_f64;
         for (form, mut session) in sessions(model, &options)? {
             let mut found = vec![f32::NAN; batch * session.plan().output_len()];
             session.run(&images, &mut found)?;
             let worst = expected.error(&found)?;
             ensure!(worst <= TOLERANCE, "{}, {form}: differs from the reference by {worst:e}", layer.title());
             error = error.max(worst);
-            all.push((which, form, session, Vec::new()));
+            all.push(Runner { of, form, session, times: Vec::new() });
         }
+        Ok(error)
+    };
+    let dense_error = add(None, &dense)?;
+    let mut rows = Vec::new();
+    for (i, &density) in densities.iter().enumerate() {
+        let pruning = Pruning { sparsity: 1.0 - density, pattern, ..Pruning::default() };
+        let (pruned, _) = prune_magnitude(&dense, &pruning)?;
+        let program = cofilter_runtime::Program::lower(&pruned)?;
+        let of = program.steps().last().context("no step")?.density;
+        rows.push(Row {
+            layer,
+            pattern: name.into(),
+            density,
+            weights: of.weights,
+            columns: of.columns,
+            batch,
+            threads,
+            dense_us: BTreeMap::new(),
+            pruned_us: BTreeMap::new(),
+            error: add(Some(i), &pruned)?.max(dense_error),
+        });
     }
+    // All densities in turn: a moment in which the machine is busy is a small part of each.
+    let seconds = seconds * densities.len() as f64;
     let start = Instant::now();
     let mut round = 0;
     while round < 7 || start.elapsed().as_secs_f64() < seconds {
         let count = all.len();
         for turn in 0..count {
-            let (_, _, session, times) = &mut all[(round + turn) % count];
-            times.push(layer_us(session, &images)?);
+            let runner = &mut all[(round + turn) % count];
+            runner.times.push(layer_us(&mut runner.session, &images)?);
         }
         round += 1;
     }
-    let times = |wanted: usize| {
-        let of = all.iter().filter(|(which, ..)| *which == wanted);
-        of.map(|(_, form, _, times)| (form.clone(), median(times))).collect()
-    };
-    Ok(Row {
-        layer,
-        pattern: name.into(),
-        density,
-        weights: of.weights,
-        columns: of.columns,
-        batch,
-        threads,
-        dense_us: times(0),
-        pruned_us: times(1),
-        error,
-    })
+    for Runner { of, form, times, .. } in &mut all {
+        let us = median(times);
+        let rows = match *of {
+            Some(i) => &mut rows[i..=i],
+            None => &mut rows[..],
+        };
+        for row in rows {
+            let times = if of.is_some() { &mut row.pruned_us } else { &mut row.dense_us };
+            times.insert(form.clone(), us);
+        }
+    }
+    Ok(rows)
 }
 
 /// Measures all layers, patterns and densities and writes the tables.
@@ -237,13 +289,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
         let team = Arc::new(Team::new(threads)?);
         for &batch in &batches {
             for layer in LAYERS.into_iter().filter(|layer| layer.title().contains(&options.net)) {
-                for pattern in PATTERNS {
-                    for density in DENSITIES
-                        .into_iter()
-                        .skip(usize::from(options.quick))
-                        .step_by(1 + usize::from(options.quick))
-                    {
-                        let row = measure(layer, pattern, density, batch, &team, options.seconds() / 8.0)?;
+                for pattern in layer.patterns() {
+                    let quick = usize::from(options.quick);
+                    let densities: Vec<f64> = DENSITIES.into_iter().skip(quick).step_by(1 + quick).collect();
+                    let seconds = options.seconds() / 8.0;
+                    for row in measure(layer, *pattern, &densities, batch, &team, seconds)? {
                         println!("{}", row.cells().join("  "));
                         rows.push(row);
                     }
@@ -300,7 +350,7 @@ impl Row {
 fn markdown(rows: &[Row], machine: &Machine) -> String {
     let mut text = format!(
         "# Pruned layers\n\n{}\n\nMachine: {machine}.\n\n\
-         Microseconds of a convolution of random weights, all or pruned by magnitude, in every form \
+         Microseconds of a layer of random weights, all or pruned by magnitude, in every form \
          that a plan may take, copies that a form needs included; medians of one interleaved run, every result checked. \"Columns\" are \
          the columns of sixteen filters each with a weight. The last two columns are how many times as fast the faster form \
          that makes use of zeros (direct or sparse) is as the dense one that multiplies weight by weight, and as the fastest dense one.\n",

@@ -79,7 +79,9 @@ pub(super) fn all(studies: &[Study], rows: &[Row], exact: &[Exact], options: &Op
         for kernel in [3, 1] {
             let layers: Vec<&Row> = rows
                 .iter()
-                .filter(|row| row.pattern == pattern && row.layer.kernel == kernel && row.layer.in_resnet50())
+                .filter(|row| {
+                    row.pattern == pattern && row.layer.kernel == Some(kernel) && row.layer.in_resnet50()
+                })
                 .collect();
             if layers.is_empty() {
                 continue;

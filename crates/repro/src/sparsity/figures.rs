@@ -1,6 +1,6 @@
 use super::compaction::Exact;
 use super::{BATCHES, Made, Small, Study, Way};
-use crate::bench::sparse::{Layer, PATTERNS, Row};
+use crate::bench::sparse::{DENSITIES, Layer, Row};
 use crate::report::{Figure, LineSeries, Plot, Table};
 use anyhow::{Context as _, Result};
 use cofilter_sparsity as sparsity;
@@ -58,13 +58,13 @@ fn points(study: &Study, id: &str, what: &str, label: &str, points: &[(&str, [f6
 fn break_even(layer: Layer, rows: &[Row]) -> Figure {
     let of = |pattern: &str| {
         let rows = rows.iter().filter(|row| row.layer == layer && row.pattern == pattern);
-        let mut points: Vec<[f64; 2]> = rows.map(|row| [row.weights, row.over_direct()]).collect();
+        let mut points: Vec<[f64; 2]> = rows.map(|row| [row.density, row.over_direct()]).collect();
         points.sort_by(|a, b| a[0].total_cmp(&b[0]));
         LineSeries { name: pattern.into(), points }
     };
-    let mut series: Vec<LineSeries> = PATTERNS.iter().map(|(pattern, _)| of(pattern)).collect();
+    let mut series: Vec<LineSeries> = layer.patterns().iter().map(|(pattern, _)| of(pattern)).collect();
     let rows: Vec<&Row> = rows.iter().filter(|row| row.layer == layer).collect();
-    let ends = [0.05, 0.8];
+    let ends = [DENSITIES[DENSITIES.len() - 1], DENSITIES[0]];
     // Where the dense layer has a faster form, that is what is to be beaten.
     let mut faster: Vec<f64> = rows.iter().map(|row| row.dense_us["direct"] / row.best()[0].1).collect();
     faster.sort_by(f64::total_cmp);
@@ -74,10 +74,10 @@ fn break_even(layer: Layer, rows: &[Row]) -> Figure {
         series.push(LineSeries { name: "dense, fastest".into(), points: ends.map(|x| [x, faster]).into() });
     }
     Figure {
-        id: format!("layer-{}x{}-{}-{}", layer.kernel, layer.kernel, layer.inputs, layer.size),
+        id: layer.id(),
         title: format!("{}: density against speed", layer.title()),
-        caption: "The faster form that makes use of zeros, with the weights that are left, over the dense layer that multiplies weight by \
-                  weight."
+        caption: "The faster form that makes use of zeros over the dense layer that multiplies weight by weight. Blocks and columns \
+                  leave a little more than the share that was asked for: the table has what it is."
             .into(),
         x_label: "share of weights that are left".into(),
         y_label: "times as fast".into(),

@@ -266,11 +266,9 @@ fn layers(options: &Options, store: &Store) -> Result<Vec<Row>> {
         let team = Arc::new(Team::new(threads)?);
         let mut rows = Vec::new();
         for layer in layers {
-            for pattern in sparse::PATTERNS {
-                for density in densities {
-                    options.check_stop()?;
-                    rows.push(sparse::measure(*layer, pattern, *density, 1, &team, seconds)?);
-                }
+            for pattern in layer.patterns() {
+                options.check_stop()?;
+                rows.extend(sparse::measure(*layer, *pattern, densities, 1, &team, seconds)?);
             }
         }
         Ok(rows)

@@ -123,12 +123,12 @@ impl Subject {
         // As the decompositions of that experiment.
         let settings = Decomposed { epochs, ..Decomposed::full() };
         let recipe = settings.tuning(options.seed, data.train.len());
-        let both = [(0.9, 0.4), (0.9, 0.25), (0.8, 0.4)];
+        let both = [(0.95, 0.5), (0.95, 0.35), (0.9, 0.4)];
         let mut both: Vec<(f64, Way)> = both.map(|(energy, density)| (energy, Way::Pruned(density))).into();
-        both.extend([(0.9, 0.5)].map(|(energy, s)| (energy, Way::Structured(s))));
+        both.extend([(0.95, 0.2), (0.9, 0.2)].map(|(energy, s)| (energy, Way::Structured(s))));
         let all = match options.quick {
             true => ways(&[0.8], &[0.3], &[0.1], &[(0.8, Way::Pruned(0.6))]),
-            false => ways(&[0.95, 0.9, 0.8], &[0.3, 0.2, 0.1], &[0.1, 0.5, 1.0], &both),
+            false => ways(&[0.95, 0.9, 0.8], &[0.3, 0.2, 0.1], &[0.15, 0.2, 0.3], &both),
         };
         let preprocessing = preprocessing::torchvision_cifar();
         Ok(Self { name: "resnet20", data, preprocessing, recipe, all })

@@ -80,6 +80,14 @@ fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
     let images = options.batch as f64;
     let conv = match &step.op {
         Op::Conv2d(conv) => conv,
+        Op::Linear(linear) if algorithm == Algorithm::Sparse => {
+            let inputs = step.operands[0].shape.elements();
+            let weights = (inputs * linear.out_features) as f64 * step.density.weights;
+            // A vector of features is gathered for sixteen weights of each image; or a weight is read for the images of a vector.
+            let (gathered, turned) = (weights * images * 0.5, weights * (images / BLOCK as f64).ceil() * 3.0);
+            let turn = inputs as f64 * (images / BLOCK as f64).ceil() * 20.0;
+            return (gathered.min(turned + turn) / THREADS).max(weights * 6.4 / ARRIVING) + STEP;
+        }
         Op::Linear(linear) => {
             let inputs = step.operands[0].shape.elements();
             let compute = images * (inputs * linear.out_features.div_ceil(BLOCK)) as f64 / 2.0 / 0.9;

@@ -18,13 +18,13 @@ pub(super) enum Unit {
     Two(usize, usize),
 }
 
-/// How one convolution is computed; other steps have one way only.
+/// How one convolution or fully connected layer is computed; other steps have one way only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Direct,
     Winograd(WinogradTile),
     Depthwise,
-    /// Without the weights that are zero, from a copy of the map in planes.
+    /// Without the weights that are zero; a convolution from a copy of the map in planes.
     Sparse,
 }
 
@@ -141,7 +141,15 @@ pub(super) fn forms(program: &Program, unit: Unit, options: &Options) -> Vec<For
 }
 
 fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
-    let Op::Conv2d(conv) = &step.op else { return vec![Algorithm::Direct] };
+    let few = step.density.weights <= MOST_SPARSE;
+    let conv = match &step.op {
+        Op::Conv2d(conv) => conv,
+        // Its source may lie in memory in any way that it can read.
+        Op::Linear(_) if few && blocked::Step::sparse_linear_fits(step.operands[0].shape.elements()) => {
+            return vec![Algorithm::Direct, Algorithm::Sparse];
+        }
+        _ => return vec![Algorithm::Direct],
+    };
     let from = step.operands[0];
     let (inputs, outputs) = (from.shape.channels(), conv.out_channels);
     if from.id != 0 && conv.groups == inputs && conv.groups == outputs && conv.groups > 1 {
@@ -161,7 +169,7 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
         };
         found.extend(WinogradTile::ALL.into_iter().filter(fits).map(Algorithm::Winograd));
     }
-    if step.density.weights <= MOST_SPARSE {
+    if few {
         let src = View::planar(0, inputs, from.shape.spatial(), conv.padding, 1);
         found.extend(blocked::Step::sparse_conv_fits(&window(conv), &src).then_some(Algorithm::Sparse));
     }
@@ -183,7 +191,9 @@ pub(super) fn signature(program: &Program, unit: Unit, options: &Options) -> Opt
                     c.stride, c.padding, c.dilation, c.groups
                 ))
             }
-            Op::Linear(_) => Some(format!("linear {:?} {from} -> {to}", options.linear_weights)),
+            Op::Linear(_) => {
+                Some(format!("linear {:?} {from} -> {to}{}", options.linear_weights, step.density.text()))
+            }
             _ => None,
         }
     };

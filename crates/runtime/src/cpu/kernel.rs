@@ -141,11 +141,16 @@ fn kernel(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options)
         Op::Linear(_) => {
             let (weight, bias) = weight_and_bias(&step.tensors);
             let weights = LinearWeights { weight, bias, relu, storage: options.linear_weights };
+            let (images, threads) = (options.batch, options.threads);
+            if algorithm == Algorithm::Sparse {
+                let kernel = blocked::Step::sparse_linear(weights, src, dst, images, threads);
+                return (kernel, format!("linear, sparse{}", share(step.density.weights, "weights")));
+            }
             let text = match options.linear_weights {
                 Storage::F32 => "linear".into(),
                 other => format!("linear, {}", other.name()),
             };
-            (blocked::Step::linear(weights, src, dst, options.batch, options.threads), text)
+            (blocked::Step::linear(weights, src, dst, images, threads), text)
         }
         Op::BatchNorm(bn) => {
             let [gamma, beta, mean, var]: [&[f32]; 4] = std::array::from_fn(|slot| step.tensors[slot].data());

@@ -114,6 +114,38 @@ fn every_form_of_a_pruned_layer_equals_the_oracle() {
     }
 }
 
+/// Behind a map with a border, behind another layer, as factors.
+#[test]
+fn every_form_of_a_pruned_fully_connected_layer_equals_the_oracle() {
+    let mut b = Graph::builder();
+    let x = b.input("data", Shape::map(3, 7, 5)).unwrap();
+    let x = b.conv2d("conv", x, Conv2d { padding: [1, 1], ..Conv2d::new(20, 3) }).unwrap();
+    let y = b.conv2d("again", x, Conv2d { padding: [1, 1], ..Conv2d::new(20, 3) }).unwrap();
+    let x = b.sum("add", &[x, y]).unwrap();
+    let x = b.flatten("flatten", x).unwrap();
+    let x = b.linear("wide", x, 70).unwrap();
+    let x = b.relu("relu", x).unwrap();
+    let x = b.linear("basis", x, 33).unwrap();
+    let x = b.linear("combination", x, 50).unwrap();
+    let x = b.relu("relu2", x).unwrap();
+    let x = b.linear("last", x, 10).unwrap();
+    let dense = model(b.finish(&[x]).unwrap(), 7);
+    let pruned = with_zeros(&dense, |_, at| ((at * 2_654_435_761) >> 16) % 5 != 0);
+    for batch in [1, 2, 3, 16, 35] {
+        let (costs, all) = every_form(&pruned, batch);
+        for word in ["sparse", "direct + sparse", "sparse + direct", "sparse + sparse"] {
+            let linear = |(layer, forms): (&String, &BTreeMap<String, f64>)| {
+                layer.starts_with("linear") && forms.contains_key(word)
+            };
+            assert!(costs.layers.iter().any(linear), "{word}: {costs:?}");
+        }
+        assert!(all.contains("linear, sparse, 20 % of weights"), "{all}");
+    }
+    let (costs, _) = every_form(&dense, 2);
+    assert!(!costs.layers.values().any(|forms| forms.contains_key("sparse")), "nothing is zero: {costs:?}");
+    every_form(&with_zeros(&dense, |_, _| true), 2);
+}
+
 #[test]
 fn a_table_tells_layers_of_other_densities_apart() {
     let pruned = |of: usize| with_zeros(&net(), |_, at| ((at * 2_654_435_761) >> 16) % of != 0);

@@ -72,6 +72,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn gather(src: *const f32, places: *const u16) -> Pair {
+        // SAFETY: as above.
+        unsafe {
+            let half = |places: *const u16| {
+                let places = _mm256_cvtepu16_epi32(_mm_loadu_si128(places.cast()));
+                _mm256_i32gather_ps::<4>(src, places)
+            };
+            [half(places), half(places.add(8))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(dst: *mut f32, value: Pair) {
         // SAFETY: as above.
         unsafe {

@@ -62,6 +62,15 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn gather(src: *const f32, places: *const u16) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm512_cvtepu16_epi32(_mm256_loadu_si256(places.cast()));
+            _mm512_i32gather_ps::<4>(places, src)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(dst: *mut f32, value: __m512) {
         // SAFETY: as above.
         unsafe { _mm512_storeu_ps(dst, value) }

@@ -20,6 +20,8 @@ pub(super) struct Weighted {
     pub(super) filters: Vec<Packed>,
     /// Parts of the channels.
     pub(super) parts: usize,
+    /// Channels of each, but for the last one, where all filters are of one group.
+    pub(super) part: usize,
     /// Distances of places from the first one of the window.
     pub(super) places: Vec<u32>,
     pub(super) weights: Vec<f32>,
@@ -79,6 +81,8 @@ pub(super) struct Shape {
     pub(super) taps: usize,
     /// Numbers of a channel that the tile reads.
     pub(super) len: usize,
+    /// Most channels of a part.
+    pub(super) most: usize,
 }
 
 /// Numbers that a tile reads of some channels, for all filters of a block before those of the next channels: 24 KiB.
@@ -145,6 +149,11 @@ fn parts(places: usize, fours: usize, columns: usize, shape: &Shape) -> usize {
 }
 
 impl Weighted {
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.weights) + size_of_val(&*self.places) + size_of_val(&*self.filters)
+    }
+
     /// Packs the weights of all filters of a result; `distance` is that of a column, counted over all groups.
     pub(super) fn new(
         matrix: &Matrix<'_>,
@@ -159,13 +168,18 @@ impl Weighted {
             (all, most) = (all + 1, columns.len().max(most));
             columns.for_each(|column| counts[matrix.pattern(&filters, column)] += 1);
         }
-        let parts = parts(counts[1..].iter().sum(), all, most, shape);
+        let channels = most / shape.taps.max(1);
+        let parts = parts(counts[1..].iter().sum(), all, most, shape).max(channels.div_ceil(shape.most));
+        let part = channels.div_ceil(parts);
+        // None is empty.
+        let parts = channels.div_ceil(part.max(1)).max(1);
         let loops = loops(&counts, all * parts, shape.vectors);
-        let mut packed = Self { parts, ..Self::default() };
+        let mut packed = Self { parts, part, ..Self::default() };
         for filters in filters_of(dst) {
             let columns = matrix.columns(&filters);
-            let channels = columns.len() / shape.taps.max(1);
-            let part = |i: usize| columns.start + i * channels / parts * shape.taps;
+            // A block of filters of several groups reads more.
+            let part = (columns.len() / shape.taps.max(1)).div_ceil(parts) * shape.taps;
+            let part = |i: usize| columns.end.min(columns.start + i * part);
             for i in 0..parts {
                 fours(filters.clone())
                     .for_each(|of| packed.add(matrix, of, part(i)..part(i + 1), &loops, &distance));
@@ -235,7 +249,7 @@ mod tests {
 
     #[test]
     fn channels_are_cut_where_filters_share_what_they_read() {
-        let shape = Shape { vectors: 4, taps: 1, len: 64 };
+        let shape = Shape { vectors: 4, taps: 1, len: 64, most: usize::MAX };
         let columns = 512;
         let of = |density: f64| parts((density * 512.0 * 512.0) as usize, 512, columns, &shape);
         assert_eq!((of(0.0), of(0.1), of(1.0)), (1, 1, 6));
