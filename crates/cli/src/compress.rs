@@ -107,6 +107,7 @@ struct Written {
 impl Args {
     pub(crate) fn run(&self) -> Result<Output> {
         ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
+        self.device.check()?;
         let recipe = Recipe::read(self)?;
         let work = self.work.clone().unwrap_or_else(|| {
             let mut name = self.recipe.clone().into_os_string();

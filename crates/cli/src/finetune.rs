@@ -88,6 +88,7 @@ impl Args {
             }
         };
         writable(&self.out)?;
+        self.device.check()?;
         ensure!((1..=1024).contains(&self.threads), "--threads {}: expected 1 to 1024", self.threads);
         let source = self.source.open()?;
         let split = cofilter_data::open(&self.data)?;

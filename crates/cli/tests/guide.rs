@@ -102,7 +102,7 @@ fn errors_name_file_and_reason() {
     std::fs::write(folder.join("text.txt"), "hello").unwrap();
     std::fs::write(folder.join("empty.onnx"), "").unwrap();
     let handmade = at("onnx/handmade.onnx");
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["inspect", &handmade, "--scale", "nan"], "scale: expected a finite number above 0"),
         (&["inspect", &handmade, "--resize", "0x0"], "resize 0x0: expected at least 16x16"),
         (&["inspect", &handmade, "--mean-values", "1,2,3"], "3 numbers for 2 planes"),
@@ -121,6 +121,8 @@ fn errors_name_file_and_reason() {
         (&["prune", &handmade, "--pattern", "0:4", "-o", "a.onnx"], "expected 1 to 4 of 4 weights, found 0"),
         (&["prune", &handmade, "--layers", "no=0.5", "-o", "a.onnx"], "names `no`, which is no layer"),
         (&["evaluate", &at("onnx/handmade.onnx"), "--data", "."], "says not how images become its input"),
+        // Before data is read.
+        (&["finetune", &handmade, "--data", "nowhere", "--device", "cuda:99", "-o", "a.safetensors"], "CUDA"),
     ];
     for (args, reason) in cases {
         let (errors, code) = failure(folder, args);

@@ -14,6 +14,22 @@ pub enum Device {
     Cuda(usize),
 }
 
+impl Device {
+    /// Looks whether it is there, before anything is computed for it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda): no driver, no device of this number, or one that is not supported.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda(device) => {
+                cofilter_cuda::Device::open(device)?;
+                Ok(())
+            }
+        }
+    }
+}
+
 /// What computes the class scores of a network that is not being trained.
 pub(crate) enum Scorer {
     Cpu(Box<Sweep>),
