@@ -46,7 +46,8 @@ pub struct Options {
     /// sum of zero on a constant map) exceed it. 0 rules Winograd's out.
     pub tolerance: f32,
     /// How the weights of fully connected layers are kept, which are read once for each run: with half of the bytes a small batch
-    /// takes half of the time. See [`Storage::error`] for what each weight loses. The reference keeps them as they are.
+    /// takes half of the time. See [`Storage::error`] for what each weight loses. The reference keeps them as they are, and so does a
+    /// layer whose zeros are left out.
     pub linear_weights: Storage,
     /// Measured times by which the way of computing each layer is chosen; without them, or for a layer that is not among them, it
     /// is estimated. Results of different ways differ in their rounding.

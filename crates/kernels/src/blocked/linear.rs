@@ -80,8 +80,9 @@ impl LinearWeights<'_> {
         assert_eq!(self.weight.len(), outputs * depth, "linear: length of weight");
         assert!(self.bias.is_none_or(|bias| bias.len() == outputs), "linear: length of bias");
         assert!(dst.size == [1, 1] && src.phases == 1, "linear: {src:?} to {dst:?}");
+        let full = |lanes: &[u8]| lanes.iter().all(|lanes| usize::from(*lanes) == dst.pixel_stride);
         let contiguous =
-            dst.block_stride == dst.pixel_stride && dst.blocks() == outputs.div_ceil(dst.pixel_stride);
+            dst.block_stride == dst.pixel_stride && dst.lanes.split_last().is_none_or(|l| full(l.1));
         assert!(
             contiguous && dst.border == [0, 0],
             "linear: the result is not a vector without gaps: {dst:?}"
@@ -159,7 +160,8 @@ impl<W: Weight> Linear<W> {
         let outputs = dst.channels();
         let depth = src.channels() * src.size[0] * src.size[1];
         let at_once = tier.blocks.min(2);
-        let (parts, order) = parts(src, DEPTH * 2 / at_once);
+        let (runs, order) = features(src);
+        let parts = parts(runs, DEPTH * 2 / at_once);
         let groups = outputs.div_ceil(at_once * BLOCK);
         let width = at_once * BLOCK;
         let mut packed = Aligned::new(groups * depth * width, W::nearest(0.0));
@@ -203,6 +205,12 @@ impl<W: Weight> Linear<W> {
     }
 }
 
+/// Places of a result: its outputs and, in blocks, the rest of the last one, which is zero.
+pub(super) fn room(dst: &View) -> usize {
+    let outputs = dst.channels();
+    if dst.pixel_stride == BLOCK { outputs.next_multiple_of(BLOCK) } else { outputs }
+}
+
 /// Runs of a map in the order of its memory, and the feature of every step of the depth.
 pub(super) fn features(src: &View) -> (Vec<Run>, Vec<usize>) {
     let [height, width] = src.size;
@@ -224,9 +232,8 @@ pub(super) fn features(src: &View) -> (Vec<Run>, Vec<usize>) {
     (runs, order)
 }
 
-/// The same, cut into parts of at most so many features.
-pub(super) fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usize>) {
-    let (runs, order) = features(src);
+/// Runs, cut into parts of at most so many features, and how many each has.
+pub(super) fn parts(runs: Vec<Run>, most: usize) -> Vec<(Vec<Run>, usize)> {
     let mut parts: Vec<(Vec<Run>, usize)> = vec![(Vec::new(), 0)];
     for mut run in runs {
         while run.len > 0 {
@@ -246,7 +253,7 @@ pub(super) fn parts(src: &View, most: usize) -> (Vec<(Vec<Run>, usize)>, Vec<usi
         }
     }
     parts.retain(|(runs, _)| !runs.is_empty());
-    (parts, order)
+    parts
 }
 
 impl<W: Weight> Stage for Linear<W> {
@@ -292,10 +299,8 @@ impl<W: Weight> Linear<W> {
     /// # Safety
     /// As [`Stage::run`].
     unsafe fn deliver(&self, group: usize, images: usize, memory: &Memory, sums: *const f32) {
-        let outputs = self.dst.channels();
         let first = group * self.width();
-        let room = if self.dst.pixel_stride == BLOCK { outputs.next_multiple_of(BLOCK) } else { outputs };
-        let len = self.width().min(room - first);
+        let len = self.width().min(room(&self.dst) - first);
         for image in 0..images {
             // SAFETY: handed on from the caller; `len` numbers from `first` on belong to the result.
             unsafe {

@@ -60,6 +60,9 @@ pub(crate) const LAYERS: [Layer; 13] = [
     Layer { inputs: 4096, outputs: 4096, kernel: None, size: 1 },
 ];
 
+/// One of each kind, for a quick look.
+pub(crate) const FEW: [Layer; 2] = [LAYERS[0], LAYERS[11]];
+
 const fn layer(inputs: usize, outputs: usize, kernel: usize, size: usize) -> Layer {
     Layer { inputs, outputs, kernel: Some(kernel), size }
 }

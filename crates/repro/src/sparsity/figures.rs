@@ -77,9 +77,9 @@ fn break_even(layer: Layer, rows: &[Row]) -> Figure {
         id: layer.id(),
         title: format!("{}: density against speed", layer.title()),
         caption: "The faster form that makes use of zeros over the dense layer that multiplies weight by weight. Blocks and columns \
-                  leave a little more than the share that was asked for: the table has what it is."
+                  leave a little more than that: the table has what it is."
             .into(),
-        x_label: "share of weights that are left".into(),
+        x_label: "share of weights that were to stay".into(),
         y_label: "times as fast".into(),
         plot: Plot::Lines { series },
     }

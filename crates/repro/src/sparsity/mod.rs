@@ -259,7 +259,7 @@ fn layers(options: &Options, store: &Store) -> Result<Vec<Row>> {
         true => (&[0.35], 0.01),
         false => (&sparse::DENSITIES, 0.3),
     };
-    let layers = &sparse::LAYERS[..if options.quick { 1 } else { sparse::LAYERS.len() }];
+    let layers: &[sparse::Layer] = if options.quick { &sparse::FEW } else { &sparse::LAYERS };
     let here = Machine::here(threads, cofilter_runtime::cpu_tier());
     let key = Key::new("layers", &[], &(densities, seconds, layers, here, machine::commit()));
     store.value(&key, || {

@@ -4,7 +4,7 @@ use super::form::{Algorithm, Form, Unit};
 use super::product::multiplied;
 use crate::{Options, Program, Step};
 use cofilter_graph::Op;
-use cofilter_kernels::blocked::BLOCK;
+use cofilter_kernels::blocked::{self, BLOCK};
 
 /// Threads that are assumed: results must not depend on how many there are, and ways of computing differ in rounding.
 const THREADS: f64 = 2.0;
@@ -12,6 +12,8 @@ const THREADS: f64 = 2.0;
 const STEP: f64 = 2_000.0;
 /// Bytes of weights that arrive from memory in a cycle, where they do not stay in a cache.
 const ARRIVING: f64 = 8.0;
+/// Bytes of weights that are read from the caches in a cycle.
+const NEAR: f64 = 40.0;
 /// Bytes of weights that stay in a cache from one run to the next.
 const STAYING: f64 = 2e6;
 
@@ -75,6 +77,11 @@ pub(super) fn weights(program: &Program, (unit, form): (Unit, Form), first: bool
     (bytes, (bytes > 0).then_some(pixels))
 }
 
+/// Cycles in which so many bytes of weights are read once, by all threads.
+fn read(bytes: f64) -> f64 {
+    bytes / if bytes > STAYING { ARRIVING } else { NEAR }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
     let images = options.batch as f64;
@@ -83,16 +90,20 @@ fn step(step: &Step, algorithm: Algorithm, options: &Options) -> f64 {
         Op::Linear(linear) if algorithm == Algorithm::Sparse => {
             let inputs = step.operands[0].shape.elements();
             let weights = (inputs * linear.out_features) as f64 * step.density.weights;
-            // A vector of features is gathered for sixteen weights of each image; or a weight is read for the images of a vector.
-            let (gathered, turned) = (weights * images * 0.5, weights * (images / BLOCK as f64).ceil() * 3.0);
-            let turn = inputs as f64 * (images / BLOCK as f64).ceil() * 20.0;
-            return (gathered.min(turned + turn) / THREADS).max(weights * 6.4 / ARRIVING) + STEP;
+            let compute = if blocked::Step::sparse_linear_gathers(options.batch) {
+                weights * images * 0.75 / THREADS
+            } else {
+                // Every thread turns all features.
+                let vectors = (images / BLOCK as f64).ceil();
+                vectors * (weights * 3.0 / THREADS + inputs as f64 * 10.0)
+            };
+            return compute.max(read(weights * 6.4)) + STEP;
         }
         Op::Linear(linear) => {
             let inputs = step.operands[0].shape.elements();
             let compute = images * (inputs * linear.out_features.div_ceil(BLOCK)) as f64 / 2.0 / 0.9;
             let bytes = options.linear_weights.bytes() * inputs * linear.out_features;
-            return (compute / THREADS).max(bytes as f64 / ARRIVING) + STEP;
+            return (compute / THREADS).max(read(bytes as f64)) + STEP;
         }
         _ => return STEP,
     };

@@ -144,9 +144,11 @@ fn algorithms(step: &Step, options: &Options) -> Vec<Algorithm> {
     let few = step.density.weights <= MOST_SPARSE;
     let conv = match &step.op {
         Op::Conv2d(conv) => conv,
-        // Its source may lie in memory in any way that it can read.
-        Op::Linear(_) if few && blocked::Step::sparse_linear_fits(step.operands[0].shape.elements()) => {
-            return vec![Algorithm::Direct, Algorithm::Sparse];
+        Op::Linear(linear) => {
+            let fits =
+                blocked::Step::sparse_linear_fits(step.operands[0].shape.elements(), linear.out_features);
+            let sparse = (few && fits).then_some(Algorithm::Sparse);
+            return [Algorithm::Direct].into_iter().chain(sparse).collect();
         }
         _ => return vec![Algorithm::Direct],
     };

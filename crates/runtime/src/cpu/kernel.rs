@@ -18,12 +18,13 @@ pub(super) fn steps(
     options: &Options,
 ) -> (Vec<Part>, Vec<StepInfo>) {
     let mut infos = Vec::new();
+    let batch = options.batch;
     let part = |part: &parts::Part| {
         // Each is made for the images that it sees at once.
         let options = Options { batch: part.images, ..options.clone() };
         let works = layout.work[part.steps.clone()].iter();
         let (steps, of): (Vec<_>, Vec<_>) =
-            works.map(|work| step(work, program, units, layout, &options)).unzip();
+            works.map(|work| step(work, program, units, layout, (&options, batch))).unzip();
         infos.extend(of);
         Part { steps, images: part.images }
     };
@@ -35,14 +36,14 @@ fn step(
     program: &Program,
     units: &[(Unit, Form)],
     layout: &Layout,
-    options: &Options,
+    (options, batch): (&Options, usize),
 ) -> (blocked::Step, StepInfo) {
     match work {
         Work::Copy { src, dst, .. } => copy(&layout.view(*src), &layout.view(*dst), options),
         Work::Unit { unit, first, srcs, add, dst } => {
             let srcs: Vec<View> = srcs.iter().map(|src| layout.view(*src)).collect();
             let add = add.map(|add| layout.view(add));
-            let maps = Maps { srcs: &srcs, add: add.as_ref(), dst: &layout.view(*dst) };
+            let maps = Maps { srcs: &srcs, add: add.as_ref(), dst: &layout.view(*dst), batch };
             let step = |index: usize| &program.steps()[index];
             match units[*unit] {
                 (Unit::One(index), Form::One(algorithm)) => one(step(index), algorithm, &maps, options),
@@ -74,6 +75,8 @@ struct Maps<'a> {
     srcs: &'a [View],
     add: Option<&'a View>,
     dst: &'a View,
+    /// Images of the plan: on how it is cut into parts no result may depend.
+    batch: usize,
 }
 
 fn copy(src: &View, dst: &View, options: &Options) -> (blocked::Step, StepInfo) {
@@ -118,7 +121,7 @@ fn pair(
         (conv, (form::window(conv), Weights { weight, bias, relu: step.relu }))
     });
     let text = format!("{} and {} together", title(first.0), title(second.0));
-    let Maps { srcs, add, dst } = *maps;
+    let Maps { srcs, add, dst, .. } = *maps;
     let (images, threads) = (options.batch, options.threads);
     let kernel = blocked::Step::conv_pair(first.1, segments, second.1, &srcs[0], add, dst, images, threads);
     let info = info(&steps, text, &kernel, options);
@@ -141,16 +144,16 @@ fn kernel(step: &Step, algorithm: Algorithm, maps: &Maps<'_>, options: &Options)
         Op::Linear(_) => {
             let (weight, bias) = weight_and_bias(&step.tensors);
             let weights = LinearWeights { weight, bias, relu, storage: options.linear_weights };
-            let (images, threads) = (options.batch, options.threads);
             if algorithm == Algorithm::Sparse {
-                let kernel = blocked::Step::sparse_linear(weights, src, dst, images, threads);
-                return (kernel, format!("linear, sparse{}", share(step.density.weights, "weights")));
+                let kernel = blocked::Step::sparse_linear(weights, src, dst, maps.batch, options.threads);
+                let left = share(step.density.weights, "weights");
+                return (kernel, "linear".to_owned() + &algorithm.suffix() + &left);
             }
             let text = match options.linear_weights {
                 Storage::F32 => "linear".into(),
                 other => format!("linear, {}", other.name()),
             };
-            (blocked::Step::linear(weights, src, dst, images, threads), text)
+            (blocked::Step::linear(weights, src, dst, options.batch, options.threads), text)
         }
         Op::BatchNorm(bn) => {
             let [gamma, beta, mean, var]: [&[f32]; 4] = std::array::from_fn(|slot| step.tensors[slot].data());

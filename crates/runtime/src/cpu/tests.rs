@@ -1,16 +1,17 @@
 //! Parts of a batch: whichever way the steps are cut, the logits have the same bits.
 
+use super::form::{Algorithm, Form, Unit};
 use super::parts::{Load, Part, Size};
 use super::{Executor, tune};
 use crate::backend::Executable;
 use crate::{Options, Plan, Program, reference};
-use cofilter_graph::{Conv2d, Graph, Init, Lrn, LrnRegion, Model, Pool2d, PoolKind, Shape};
+use cofilter_graph::{Array, Conv2d, Graph, Init, Lrn, LrnRegion, Model, Op, Pool2d, PoolKind, Shape};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Sums, concatenations within each other, groups, pairs, pooling, a vector: whatever has a layout of its own.
+/// Sums, concatenations within each other, groups, pairs, pooling, a vector, zeros: whatever has a layout of its own.
 fn net() -> Model {
     let mut b = Graph::builder();
     let conv = |out, kernel: usize, groups| Conv2d {
@@ -38,11 +39,18 @@ fn net() -> Model {
     let x = b.flatten("flat", x).unwrap();
     let x = b.linear("fc", x, 7).unwrap();
     let x = b.softmax("softmax", x).unwrap();
-    Model::init(b.finish(&[x]).unwrap(), &Init::default(), 3).unwrap()
+    let dense = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 3).unwrap();
+    let params = dense.params().map(|id, slot, array| {
+        let pruned = slot == 0 && dense.graph().node(id).name() == "fc";
+        let kept =
+            |(at, w): (usize, &f32)| if pruned && ((at * 2_654_435_761) >> 16) % 3 > 0 { 0.0 } else { *w };
+        Array::new(array.dims().to_vec(), array.data().iter().enumerate().map(kept).collect::<Vec<f32>>())
+    });
+    dense.with_params(params).unwrap()
 }
 
-/// Most images of a run.
-const BATCH: usize = 5;
+/// Most images of a run: so many that a pruned layer computes them side by side, and fewer one by one.
+const BATCH: usize = 8;
 
 /// Logits of some images of a fixed batch, in bits, and bytes of the arena, with steps cut into parts so long for so many images,
 /// again and again.
@@ -61,7 +69,14 @@ fn run(cuts: &[(usize, usize)], threads: usize, n: usize) -> (Vec<u32>, usize) {
         }
         parts
     };
-    let units = tune::choose(&program, &options);
+    let mut units = tune::choose(&program, &options);
+    for (unit, form) in &mut units {
+        if let Unit::One(index) = unit
+            && matches!(program.steps()[*index].op, Op::Linear(_))
+        {
+            *form = Form::One(Algorithm::Sparse);
+        }
+    }
     let executor = Arc::new(Executor::with_parts(&program, &units, &options, &cut).unwrap());
     let arena_bytes = executor.memory().arena_bytes;
     let images: Vec<f32> =

@@ -114,6 +114,34 @@ fn every_form_of_a_pruned_layer_equals_the_oracle() {
     }
 }
 
+/// What an estimate takes for a layer with so many of its weights: the kernels' times on two threads were the other way round beyond these.
+#[test]
+fn estimates_leave_zeros_out_where_that_is_faster() {
+    let layer = |inputs: usize, outputs: usize, left: usize| {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::Vector(inputs)).unwrap();
+        let x = b.linear("layer", x, outputs).unwrap();
+        with_zeros(&model(b.finish(&[x]).unwrap(), 1), |_, at| ((at * 2_654_435_761) >> 16) % 100 >= left)
+    };
+    for (inputs, outputs, left, batch, sparse) in [
+        (800, 500, 5, 1, true),
+        (800, 500, 50, 1, false),
+        (800, 500, 50, 7, false),
+        (800, 500, 5, 32, true),
+        (800, 500, 50, 32, false),
+        (2048, 1024, 10, 1, true),
+        (2048, 1024, 65, 1, false),
+        (500, 10, 10, 64, false),
+    ] {
+        let plan = Plan::compile(&layer(inputs, outputs, left), &options(batch, 2)).unwrap();
+        let found = plan.describe().contains("sparse");
+        assert_eq!(found, sparse, "{inputs} > {outputs}, {left} %, batch {batch}");
+    }
+    // Too deep for the numbers of its features.
+    let plan = Plan::compile(&layer(65_536, 2, 5), &options(1, 1)).unwrap();
+    assert!(!plan.describe().contains("sparse"));
+}
+
 /// Behind a map with a border, behind another layer, as factors.
 #[test]
 fn every_form_of_a_pruned_fully_connected_layer_equals_the_oracle() {
@@ -141,6 +169,11 @@ fn every_form_of_a_pruned_fully_connected_layer_equals_the_oracle() {
         }
         assert!(all.contains("linear, sparse, 20 % of weights"), "{all}");
     }
+    // Weights of two bytes are for the dense form.
+    let images = images(3 * pruned.graph().input_shape().elements(), 9);
+    let half = Options { linear_weights: Storage::F16, ..options(3, 2) };
+    let expected = reference::run(&pruned, &images).unwrap();
+    assert!(relative_error(&run(&pruned, &half, &images), &expected) < 1e-3);
     let (costs, _) = every_form(&dense, 2);
     assert!(!costs.layers.values().any(|forms| forms.contains_key("sparse")), "nothing is zero: {costs:?}");
     every_form(&with_zeros(&dense, |_, _| true), 2);

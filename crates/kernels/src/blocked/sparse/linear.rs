@@ -14,21 +14,32 @@ use crate::tier::{self, Tier};
 use gathered::Gathered;
 use turned::Turned;
 
-/// Images up to which outputs fill the vectors: LeNet's layer with 10 % of its weights takes 7 us for each, and 46 us for a vector of them.
+/// Images up to which outputs fill the vectors: LeNet's layer with 10 % of its weights takes 7 us for each of them, and 46 us for
+/// sixteen.
 const FEW: usize = 6;
-/// Most features: that many, and one more, have numbers of sixteen bits.
+/// Most features: sixteen bits number them and the zero behind them.
 const DEEPEST: usize = u16::MAX as usize;
 
 impl Step {
-    /// Whether [`Step::sparse_linear`] computes a layer of so many features.
-    pub fn sparse_linear_fits(features: usize) -> bool {
-        features <= DEEPEST
+    /// Whether [`Step::sparse_linear`] computes a layer of so many features and outputs: of up to 65,535 features, and fewer than 2^32
+    /// weights.
+    pub fn sparse_linear_fits(features: usize, outputs: usize) -> bool {
+        let weights =
+            outputs.checked_next_multiple_of(BLOCK).and_then(|outputs| outputs.checked_mul(features));
+        features <= DEEPEST && weights.is_some_and(|weights| u32::try_from(weights).is_ok())
     }
 
-    /// A fully connected layer that does nothing for weights of zero; otherwise as [`Step::linear`], but its weights are kept as they are.
+    /// Whether the weights of a layer for so many images are read image by image, and not for sixteen at once.
+    pub fn sparse_linear_gathers(images: usize) -> bool {
+        images <= FEW
+    }
+
+    /// A fully connected layer that leaves out weights of zero; otherwise as [`Step::linear`]. Weights are kept in `f32` whatever their
+    /// storage. `images`, the most that it is run for, decides on the order of sums; how many it is run for does not. A few zeros may
+    /// be multiplied where that is faster.
     ///
     /// # Panics
-    /// As [`Step::linear`], and if [`Step::sparse_linear_fits`] says no.
+    /// If an extent or a length does not fit, or [`Step::sparse_linear_fits`] says no.
     pub fn sparse_linear(
         weights: LinearWeights<'_>,
         src: &View,
@@ -50,18 +61,16 @@ fn sparse_linear_on(
 ) -> Step {
     weights.check(src, dst);
     let features = src.channels() * src.size[0] * src.size[1];
-    assert!(Step::sparse_linear_fits(features), "sparse linear: {features} features");
-    if images <= FEW {
+    let outputs = dst.channels();
+    assert!(
+        Step::sparse_linear_fits(features, outputs),
+        "sparse linear: {features} features, {outputs} outputs"
+    );
+    if Step::sparse_linear_gathers(images) {
         Step::from_stage(Gathered::new(tier, weights, src, dst, images, threads))
     } else {
         Step::from_stage(Turned::new(tier, weights, src, dst, images, threads))
     }
-}
-
-/// Places of a result of so many outputs: those of the last block, too, which are zero.
-fn room(dst: &View) -> usize {
-    let outputs = dst.channels();
-    if dst.pixel_stride == BLOCK { outputs.next_multiple_of(BLOCK) } else { outputs }
 }
 
 /// The features of an image and the results.

@@ -3,12 +3,12 @@
 
 use super::super::super::aligned::Aligned;
 use super::super::super::lanes::{Kernel, Lanes};
-use super::super::super::linear::{LinearWeights, features};
+use super::super::super::linear::{LinearWeights, features, room};
 use super::super::super::memory::Memory;
 use super::super::super::micro::Run;
 use super::super::super::sequence::Stage;
 use super::super::super::{BLOCK, View};
-use super::{ends, room};
+use super::ends;
 use crate::tier::Tier;
 
 /// Weights that are worth a job of their own.

@@ -72,9 +72,10 @@ fn results_are_those_of_the_formula() {
         }
     }
     // More images than are computed at once, more features than are turned at once.
-    check_case(&View::blocked(0, &[40], [1, 1], [0, 0]), 20, 130, 0.4, 1);
+    check_case(&View::blocked(0, &[40], [1, 1], [0, 0]), 20, 180, 0.4, 1);
     check_case(&View::blocked(0, &[700], [1, 1], [0, 0]), 20, 100, 0.4, 2);
     check_case(&View::blocked(0, &[3000], [1, 1], [0, 0]), 18, 1, 0.02, 3);
+    check_case(&View::blocked(0, &[65_535], [1, 1], [0, 0]), 3, 2, 0.02, 4);
 }
 
 /// Steps that are made for a batch run for fewer images.
@@ -82,12 +83,13 @@ fn results_are_those_of_the_formula() {
 fn fewer_images_leave_the_others_alone() {
     use crate::blocked::{Lengths, Part, Sequence, Team};
     let src = View::blocked(0, &[24], [1, 1], [0, 0]);
-    for (most, images) in [(2, 1), (6, 5), (20, 1), (20, 17)] {
+    for (most, images) in [(2, 1), (6, 5), (20, 1), (20, 17), (100, 20)] {
         let dst = View::blocked(src.extent(most).end, &[20], [1, 1], [0, 0]);
         let weight = pruned(20, 24, 0.5, 9);
         let weights = LinearWeights { weight: &weight, bias: None, relu: false, storage: Storage::F32 };
         let mut arena = vec![f32::NAN; dst.extent(most).end];
-        pack(&src, images, &noise(24 * images, 4), &mut arena);
+        let x = noise(24 * images, 4);
+        pack(&src, images, &x, &mut arena);
         for tier in available() {
             let step = || vec![sparse_linear_on(tier, &weights, &src, &dst, most, 1)];
             let lengths = Lengths { arena: arena.len(), ..Lengths::default() };
@@ -96,7 +98,15 @@ fn fewer_images_leave_the_others_alone() {
             let mut memory = arena.clone();
             sequence.run(images, &[], &mut memory, &mut [], &mut scratch, &Team::new(1).unwrap(), None);
             let found = unpack(&dst, most, &memory);
-            assert!(found[..20 * images].iter().all(|value| value.is_finite()), "{tier:?}");
+            for (i, found) in found[..20 * images].iter().enumerate() {
+                let terms =
+                    (0..24).map(|k| f64::from(weight[i % 20 * 24 + k]) * f64::from(x[i / 20 * 24 + k]));
+                let expected: f64 = terms.sum();
+                assert!(
+                    (f64::from(*found) - expected).abs() < 1e-5,
+                    "{tier:?}: {found} at {i}, not {expected}"
+                );
+            }
             assert!(found[20 * images..].iter().all(|value| value.is_nan()), "{tier:?}");
         }
     }
@@ -120,5 +130,41 @@ fn what_a_row_does_not_read_is_no_matter() {
 
 #[test]
 fn layers_too_deep_for_their_numbers_are_told() {
-    assert!(Step::sparse_linear_fits(65_535) && !Step::sparse_linear_fits(65_536));
+    assert!(Step::sparse_linear_fits(65_535, 65_536) && !Step::sparse_linear_fits(65_536, 1));
+    assert!(!Step::sparse_linear_fits(65_535, 65_550) && !Step::sparse_linear_fits(1, usize::MAX));
+}
+
+/// The caller's images are read where they lie, and its logits have no room behind the last one.
+#[test]
+fn images_of_the_caller_become_logits_of_the_caller() {
+    use crate::blocked::{Lengths, Part, Place, Sequence, Team};
+    let (depth, outputs) = (35, 21);
+    for images in [1, 5, 20] {
+        let src = View::dense(Place::Images, 7, [5, 1]);
+        let dst = View::dense(Place::Logits, outputs, [1, 1]);
+        let (x, weight) = (noise(images * depth, 5), pruned(outputs, depth, 0.4, 6));
+        let weights = LinearWeights { weight: &weight, bias: None, relu: false, storage: Storage::Bf16 };
+        for tier in available() {
+            // In parts of fewer images, which begin elsewhere.
+            for each in [images, images.div_ceil(3)] {
+                let steps = vec![sparse_linear_on(tier, &weights, &src, &dst, images, 1)];
+                let lengths = Lengths { images: depth, logits: outputs, ..Lengths::default() };
+                let sequence = Sequence::new(vec![Part { steps, images: each }], images, lengths);
+                let mut scratch = vec![f32::NAN; sequence.scratch_len(1)];
+                let mut logits = vec![f32::NAN; images * outputs];
+                let team = Team::new(1).unwrap();
+                sequence.run(images, &x, &mut [], &mut logits, &mut scratch, &team, None);
+                for (i, found) in logits.iter().enumerate() {
+                    let (image, output) = (i / outputs, i % outputs);
+                    let term =
+                        |k: usize| f64::from(weight[output * depth + k]) * f64::from(x[image * depth + k]);
+                    let expected: f64 = (0..depth).map(term).sum();
+                    assert!(
+                        (f64::from(*found) - expected).abs() < 1e-5,
+                        "{tier:?}: {found} at {i}, not {expected}"
+                    );
+                }
+            }
+        }
+    }
 }

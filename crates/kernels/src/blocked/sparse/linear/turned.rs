@@ -2,14 +2,14 @@
 #![expect(unsafe_code, reason = "features are read and results written through pointers to shared memory")]
 
 use super::super::super::lanes::{Kernel, Lanes};
-use super::super::super::linear::{LinearWeights, features, parts};
+use super::super::super::linear::{LinearWeights, features, parts, room};
 use super::super::super::memory::Memory;
 use super::super::super::micro::Run;
 use super::super::super::sequence::Stage;
 use super::super::super::{BLOCK, View};
 use super::super::pack::{Matrix, Shape, Weighted};
 use super::super::{FILTERS, MostVectors, VECTORS};
-use super::{ends, room};
+use super::ends;
 use crate::tier::Tier;
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ impl Turned {
         images: usize,
         threads: usize,
     ) -> Self {
-        let (_, order) = features(src);
+        let (runs, order) = features(src);
         let depth = order.len();
         let outputs = dst.channels();
         // SAFETY: the kernel reads and writes nothing.
@@ -69,7 +69,7 @@ impl Turned {
             src: src.clone(),
             dst: dst.clone(),
             relu: weights.relu,
-            parts: parts(src, weighted.part).0,
+            parts: parts(runs, weighted.part.max(1)),
             weighted,
             bias,
             vectors,
