@@ -20,7 +20,8 @@ pub fn text(set: Set) -> String {
         Set::Run => [prelude, conv, pair, conv_mma, linear, maps].join("\n"),
         Set::Learn => {
             let (learn, around) = (include_str!("kernels/learn.cu"), include_str!("kernels/learn3x3.cu"));
-            [prelude, conv, maps, learn, around].join("\n")
+            let around_mma = include_str!("kernels/learn3x3_mma.cu");
+            [prelude, conv, maps, learn, around, around_mma].join("\n")
         }
     }
 }
@@ -241,7 +242,7 @@ mod tests {
             let text = text(set);
             for kernel in crate::Kernel::of(set) {
                 let name = kernel.name();
-                let by_macro = ["conv_", "conv1x1_", "learn_3x3_", "learn_filter_3x3_"]
+                let by_macro = ["conv_", "conv1x1_", "learn_3x3_", "learn_filter_3x3_", "learn_mma_"]
                     .iter()
                     .any(|start| name.starts_with(start));
                 let found = text.contains(&format!("KERNEL({name},"));

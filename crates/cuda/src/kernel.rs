@@ -44,6 +44,9 @@ impl Math {
     }
 }
 
+/// Ten times the compute capability that tensor cores of 32-bit words begin with.
+const AMPERE: u32 = 80;
+
 /// What the host has to know of a kernel of `kernels/*.cu`.
 #[derive(Debug)]
 struct Info {
@@ -69,10 +72,10 @@ enum Kind {
     Map,
     /// A product of a gradient and windows.
     Filter,
-    /// A convolution with windows of 3x3 around each element, in tiles of so many columns.
-    Around(usize),
+    /// A convolution with windows of 3x3 around each element, in tiles of so many columns; whether on tensor cores.
+    Around(usize, bool),
     /// The gradient of its filters.
-    AroundFilter(usize),
+    AroundFilter(usize, bool),
     /// All else in training.
     Learn,
 }
@@ -120,20 +123,30 @@ static KERNELS: [Info; 26] = [
 ];
 
 /// Those of training alone, for what else it needs see [`Kernel::of`].
-static LEARNING: [Info; 25] = [
+static LEARNING: [Info; 35] = [
     other("learn_pack", Kind::Learn, 256, [1, 256], 0),
     other("learn_filter_16x64", Kind::Filter, 128, [16, 64], 32),
     other("learn_filter_64x64", Kind::Filter, 256, [64, 64], 32),
-    other("learn_3x3_32_32", Kind::Around(32), 256, [32, 256], 72),
-    other("learn_3x3_32_16", Kind::Around(32), 128, [16, 256], 72),
-    other("learn_3x3_16_32", Kind::Around(16), 256, [32, 256], 72),
-    other("learn_3x3_16_16", Kind::Around(16), 128, [16, 256], 72),
-    other("learn_3x3_8_32", Kind::Around(8), 256, [32, 256], 72),
-    other("learn_3x3_8_16", Kind::Around(8), 128, [16, 256], 72),
-    other("learn_filter_3x3_32", Kind::AroundFilter(32), 128, [16, 256], 72),
-    other("learn_filter_3x3_16", Kind::AroundFilter(16), 128, [16, 256], 72),
-    other("learn_filter_3x3_8", Kind::AroundFilter(8), 128, [16, 256], 72),
+    other("learn_3x3_32_32", Kind::Around(32, false), 256, [32, 256], 72),
+    other("learn_3x3_32_16", Kind::Around(32, false), 128, [16, 256], 72),
+    other("learn_3x3_16_32", Kind::Around(16, false), 256, [32, 256], 72),
+    other("learn_3x3_16_16", Kind::Around(16, false), 128, [16, 256], 72),
+    other("learn_3x3_8_32", Kind::Around(8, false), 256, [32, 256], 72),
+    other("learn_3x3_8_16", Kind::Around(8, false), 128, [16, 256], 72),
+    other("learn_filter_3x3_32", Kind::AroundFilter(32, false), 128, [16, 256], 72),
+    other("learn_filter_3x3_16", Kind::AroundFilter(16, false), 128, [16, 256], 72),
+    other("learn_filter_3x3_8", Kind::AroundFilter(8, false), 128, [16, 256], 72),
+    other("learn_mma_3x3_32_32", Kind::Around(32, true), 256, [32, 256], 72),
+    other("learn_mma_3x3_32_16", Kind::Around(32, true), 128, [16, 256], 72),
+    other("learn_mma_3x3_16_32", Kind::Around(16, true), 256, [32, 256], 72),
+    other("learn_mma_3x3_16_16", Kind::Around(16, true), 128, [16, 256], 72),
+    other("learn_mma_3x3_8_32", Kind::Around(8, true), 256, [32, 256], 72),
+    other("learn_mma_3x3_8_16", Kind::Around(8, true), 128, [16, 256], 72),
+    other("learn_mma_filter_3x3_32", Kind::AroundFilter(32, true), 128, [16, 256], 144),
+    other("learn_mma_filter_3x3_16", Kind::AroundFilter(16, true), 128, [16, 256], 144),
+    other("learn_mma_filter_3x3_8", Kind::AroundFilter(8, true), 128, [16, 256], 144),
     other("learn_source", Kind::Learn, 256, [1, 256], 0),
+    other("learn_source_3x3", Kind::Learn, 256, [1, 256], 0),
     other("learn_pass", Kind::Learn, 256, [1, 1024], 0),
     other("learn_add", Kind::Learn, 256, [1, 1024], 0),
     other("learn_normalise", Kind::Learn, 256, [1, 1024], 0),
@@ -200,14 +213,16 @@ impl Kernel {
         Self::all().filter(|kernel| kernel.is_pair())
     }
 
-    /// The convolution in tiles of so many columns, for so many filters.
-    pub(crate) fn around(columns: usize, filters: usize) -> Result<Self> {
-        named(&format!("learn_3x3_{columns}_{}", if filters > 16 { 32 } else { 16 }))
+    /// The convolution in tiles of so many columns, for so many filters, on tensor cores where the device has those of TF32.
+    pub(crate) fn around(columns: usize, filters: usize, capability: u32) -> Result<Self> {
+        let by = if capability < AMPERE { "" } else { "mma_" };
+        named(&format!("learn_{by}3x3_{columns}_{}", if filters > 16 { 32 } else { 16 }))
     }
 
     /// The gradient of its filters.
-    pub(crate) fn around_filter(columns: usize) -> Result<Self> {
-        named(&format!("learn_filter_3x3_{columns}"))
+    pub(crate) fn around_filter(columns: usize, capability: u32) -> Result<Self> {
+        let by = if capability < AMPERE { "" } else { "mma_" };
+        named(&format!("learn_{by}filter_3x3_{columns}"))
     }
 
     pub(crate) fn is_pair(self) -> bool {
@@ -220,6 +235,11 @@ impl Kernel {
             Kind::Conv { math, pointwise } => Some((math, pointwise)),
             _ => None,
         }
+    }
+
+    /// Channels whose taps a block of the gradient of filters has, with windows of 3x3.
+    pub(crate) fn channels(self) -> usize {
+        self.0.depth / 9
     }
 
     /// Filters and pixels of a block.
@@ -243,7 +263,8 @@ impl Kernel {
     #[must_use]
     pub fn needs(self) -> u32 {
         match self.0.kind {
-            Kind::Conv { math, .. } if math != Math::F32 => 80,
+            Kind::Conv { math, .. } if math != Math::F32 => AMPERE,
+            Kind::Around(_, true) | Kind::AroundFilter(_, true) => AMPERE,
             _ => 0,
         }
     }
@@ -263,15 +284,19 @@ impl Kernel {
             Kind::Map if self.name() == "softmax" => 128,
             // Rows of 32 pixels, four words apart.
             Kind::Filter => (filters + pixels) * (self.0.depth + 4),
-            Kind::Around(columns) => around(columns) + self.0.depth * filters,
-            Kind::AroundFilter(columns) => around(columns) + filters * (pixels + 4),
+            Kind::Around(columns, false) => around(columns, 8, 4) + self.0.depth * filters,
+            // Eight channels of the filters, eight words apart.
+            Kind::Around(columns, true) => {
+                around(columns, 8, if columns == 8 { 8 } else { 0 }) + 8 * (9 * filters + 8)
+            }
+            Kind::AroundFilter(columns, _) => around(columns, self.0.depth / 9, 4) + filters * (pixels + 4),
             Kind::Learn => match self.name() {
                 "learn_sum" => 256,
                 "learn_moments" | "learn_sums" => 512,
                 // In double precision.
                 "learn_statistics" | "learn_sums_all" => 2 * 64,
                 // Eight channels of each filter and tap.
-                "learn_source" => 8 * depth,
+                "learn_source" | "learn_source_3x3" => 8 * depth,
                 _ => 0,
             },
             Kind::Map | Kind::ConvSum | Kind::Linear => 0,
@@ -279,10 +304,11 @@ impl Kernel {
     }
 }
 
-/// Words for eight channels of the tiles of a block with what lies around them, and for where these are: as `Around` of `learn3x3.cu`.
-fn around(columns: usize) -> usize {
+/// Words for channels of the tiles of a block with what lies around them, so far apart, and for where these are: as `Around` of
+/// `learn3x3.cu`.
+fn around(columns: usize, channels: usize, gap: usize) -> usize {
     let [tiles, rows] = tiles_of(columns);
-    8 * (tiles * (rows + 2) * (columns + 4) + 4) + 3 * tiles
+    channels * (tiles * (rows + 2) * (columns + 4) + gap) + 3 * tiles
 }
 
 /// Tiles of a block, and rows of each.

@@ -243,6 +243,7 @@ using std::min;
 
 inline void __syncthreads() { on_cpu::wait(on_cpu::Waits::Barrier); }
 inline float __uint_as_float(uint32_t bits) { return on_cpu::to_float(bits); }
+inline uint32_t __float_as_uint(float x) { return on_cpu::to_bits(x); }
 inline float __int_as_float(int bits) { return on_cpu::to_float(static_cast<uint32_t>(bits)); }
 
 inline float __shfl_xor_sync(unsigned, float x, int mask) {

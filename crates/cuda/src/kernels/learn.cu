@@ -127,10 +127,32 @@ struct Source {
 };
 static_assert(sizeof(Source) == 96, "as the host has it");
 
-// Eight channels of an element a thread; blocks: elements, channels of a group by eight, groups. Weights of some filters at a time are in
-// shared memory, [filter, tap, channel].
+constexpr int SOURCE_CHANNELS = 8;  // of a block
+
+// Weights of some filters of a group for eight of its channels, [filter, tap, channel].
+DEVICE void load_weights(float* shared, const Source& p, int filter, int count, int taps) {
+    const float* weights = p.weights + static_cast<long long>(blockIdx.z) * p.filters * p.channels * taps;
+    for (int i = threadIdx.x; i < count * taps * SOURCE_CHANNELS; i += blockDim.x) {
+        const int channel = blockIdx.y * SOURCE_CHANNELS + i % SOURCE_CHANNELS, tap = i / SOURCE_CHANNELS % taps;
+        const int f = filter + i / (SOURCE_CHANNELS * taps);
+        shared[i] = channel < p.channels ? weights[(static_cast<long long>(f) * p.channels + channel) * taps + tap] : 0.0f;
+    }
+}
+
+// Writes, or adds, eight channels of an element.
+DEVICE void deliver_source(const Source& p, const float* sum, u32 image, u32 place) {
+    const int first = blockIdx.y * SOURCE_CHANNELS;
+    const long long map = (static_cast<long long>(image) * p.groups + blockIdx.z) * p.channels + first;
+    float* to = p.dst + map * p.height * p.width + place;
+#pragma unroll
+    for (int c = 0; c < SOURCE_CHANNELS; ++c, to += p.height * p.width) {
+        if (first + c < p.channels) *to = p.accumulate ? *to + sum[c] : sum[c];
+    }
+}
+
+// Eight channels of an element a thread; blocks: elements, channels of a group by eight, groups.
 KERNEL(learn_source, Source, 256) {
-    constexpr int CHANNELS = 8;
+    constexpr int CHANNELS = SOURCE_CHANNELS;
     SHARED(float, shared);
     const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 area = p.height * p.width;
@@ -138,16 +160,11 @@ KERNEL(learn_source, Source, 256) {
     const bool inside = image < static_cast<u32>(p.images);
     const int row = place / static_cast<u32>(p.width), column = place - row * p.width;
     const int taps = p.kernel_h * p.kernel_w, results = p.rows * p.columns;
-    const int first = blockIdx.y * CHANNELS, group = blockIdx.z;
-    const float* grad = p.grad + (static_cast<long long>(image) * p.groups + group) * p.filters * results;
-    const float* weights = p.weights + static_cast<long long>(group) * p.filters * p.channels * taps;
+    const float* grad = p.grad + (static_cast<long long>(image) * p.groups + blockIdx.z) * p.filters * results;
     float sum[CHANNELS] = {};
     for (int filter = 0; filter < p.filters; filter += p.at_once) {
         const int count = min(p.at_once, p.filters - filter);
-        for (int i = threadIdx.x; i < count * taps * CHANNELS; i += 256) {
-            const int channel = first + i % CHANNELS, tap = i / CHANNELS % taps, f = filter + i / (CHANNELS * taps);
-            shared[i] = channel < p.channels ? weights[(static_cast<long long>(f) * p.channels + channel) * taps + tap] : 0.0f;
-        }
+        load_weights(shared, p, filter, count, taps);
         __syncthreads();
         for (int i = 0; inside && i < p.kernel_h; ++i) {
             const int y = row + p.pad_h - i * p.step_h;
@@ -169,13 +186,50 @@ KERNEL(learn_source, Source, 256) {
         }
         __syncthreads();
     }
+    if (inside) deliver_source(p, sum, image, place);
+}
+
+// The same for windows of 3x3 around every second element: eight channels of the four elements between two rows and columns of them a
+// thread, to each of which every tap leads once.
+KERNEL(learn_source_3x3, Source, 256) {
+    constexpr int TAPS = 9;
+    SHARED(float, shared);
+    const u32 at = blockIdx.x * blockDim.x + threadIdx.x, results = p.rows * p.columns;
+    const u32 image = at / results, place = at - image * results;
+    const bool inside = image < static_cast<u32>(p.images);
+    const int row = place / static_cast<u32>(p.columns), column = place - row * p.columns;
+    const bool below = row + 1 < p.rows, right = column + 1 < p.columns;
+    const float* grad = p.grad + (static_cast<long long>(image) * p.groups + blockIdx.z) * p.filters * results + place;
+    float sum[2][2][SOURCE_CHANNELS] = {};
+    for (int filter = 0; filter < p.filters; filter += p.at_once) {
+        const int count = min(p.at_once, p.filters - filter);
+        load_weights(shared, p, filter, count, TAPS);
+        __syncthreads();
+        for (int f = 0; inside && f < count; ++f) {
+            const float* from = grad + static_cast<long long>(filter + f) * results;
+            const float around[2][2] = {{from[0], right ? from[1] : 0.0f},
+                                        {below ? from[p.columns] : 0.0f, below && right ? from[p.columns + 1] : 0.0f}};
+#pragma unroll
+            for (int tap = 0; tap < TAPS; ++tap) {
+                // The middle of a window is the even element; the odd one behind it has the first tap of the next window, and the last.
+                const int i = tap / 3, j = tap % 3;
+                const float gradient = around[i == 0][j == 0];
+                float w[SOURCE_CHANNELS];
+                take<4>(w, shared + (f * TAPS + tap) * SOURCE_CHANNELS);
+                take<4>(w + 4, shared + (f * TAPS + tap) * SOURCE_CHANNELS + 4);
+#pragma unroll
+                for (int c = 0; c < SOURCE_CHANNELS; ++c) sum[i != 1][j != 1][c] += gradient * w[c];
+            }
+        }
+        __syncthreads();
+    }
     if (!inside) return;
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        if (first + c >= p.channels) continue;
-        float* to = p.dst + (static_cast<long long>(image) * p.groups * p.channels + group * p.channels + first + c) * area + place;
-        *to = p.accumulate ? *to + sum[c] : sum[c];
-    }
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+            if (2 * row + i < p.height && 2 * column + j < p.width)
+                deliver_source(p, sum[i][j], image, (2 * row + i) * p.width + 2 * column + j);
 }
 
 struct Learn {

@@ -2,14 +2,14 @@
 // TW columns, with a ring of what lies around them in shared memory, eight channels at a time. A thread has four neighbours in a row.
 
 // Of `Conv` here: `tiles`, of all images; `src_group`, the number of channels; `columns` and `area`, of the map.
-template <int TW>
+template <int TW, int C = 8, int GAP = 4>
 struct Around {
     static constexpr int TH = TW == 32 ? 8 : TW;
     static constexpr int COUNT = 256 / (TW * TH);        // tiles of a block
     static constexpr int ROW = TW + 4;                   // words from row to row
     static constexpr int MAP = (TH + 2) * ROW;           // of a tile
-    static constexpr int CHANNEL = COUNT * MAP + 4;         // eight channels meet in no bank
-    static constexpr int CHANNELS = 8;
+    static constexpr int CHANNEL = COUNT * MAP + GAP;    // channels that are read together meet in no bank
+    static constexpr int CHANNELS = C;
 
     // Where the tiles of a block begin: image, row and column; image -1: there is no such tile.
     DEVICE void places(int* where, const Conv& p, int first) {
@@ -34,7 +34,7 @@ struct Around {
         x[c * CHANNEL + q * MAP + row * ROW + to] = inside ? map[y * p.width + column] : 0.0f;
     }
 
-    // Eight channels of the tiles with their rings: rows by the lanes of a warp, then both ends of each.
+    // Some channels of the tiles with their rings: rows by the lanes of a warp, then both ends of each.
     DEVICE void load(float* x, const Conv& p, const int* where, int channel) {
         const int column = threadIdx.x % TW;
 #pragma unroll 4
@@ -116,6 +116,30 @@ DEVICE void convolve_3x3(const Conv& p) {
     }
 }
 
+// The gradient of the result of some filters where the tiles lie, [filter, element], by 128 threads.
+template <class Of, int TW, int FILTERS, int PIXELS>
+DEVICE void load_gradient(float* g, const Conv& p, const int* where, int filter) {
+    // A thread has the same four elements of every other filter.
+    const int pixel = 4 * (threadIdx.x % 64), mine = pixel / (TW * Of::TH);
+    const int y = where[3 * mine + 1] + pixel / TW % Of::TH, left = where[3 * mine + 2] + pixel % TW;
+    const bool there = where[3 * mine] >= 0 && y < p.height, whole = p.width % 4 == 0;
+    const float* map = p.add + static_cast<long long>(where[3 * mine]) * p.add_image + y * p.width + left;
+#pragma unroll 4
+    for (int of = threadIdx.x / 64; of < FILTERS; of += 2) {
+        float four[4] = {};
+        const float* at = map + static_cast<long long>(filter + of) * p.area;
+        if (there && filter + of < p.filters && left < p.width) {
+            if (whole) {
+                take<4>(four, at);
+            } else {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) four[e] = left + e < p.width ? at[e] : 0.0f;
+            }
+        }
+        *reinterpret_cast<float4*>(g + of * PIXELS + pixel) = float4{four[0], four[1], four[2], four[3]};
+    }
+}
+
 // The gradient of 16 filters by eight channels: the nine taps of one of each a thread. `add` is the gradient of the result, `partial` has
 // [split, filter, channel, tap].
 template <int TW>
@@ -136,25 +160,7 @@ DEVICE void filter_gradient_3x3(const Conv& p) {
         Of::places(where, p, block * Of::COUNT);
         __syncthreads();
         Of::load(x, p, where, channel);
-        // A thread has the same four elements of every other filter.
-        const int pixel = 4 * (threadIdx.x % 64), mine = pixel / (TW * Of::TH);
-        const int y = where[3 * mine + 1] + pixel / TW % Of::TH, left = where[3 * mine + 2] + pixel % TW;
-        const bool there = where[3 * mine] >= 0 && y < p.height, whole = p.width % 4 == 0;
-        const float* map = p.add + static_cast<long long>(where[3 * mine]) * p.add_image + y * p.width + left;
-#pragma unroll 4
-        for (int of = threadIdx.x / 64; of < FILTERS; of += 2) {
-            float four[4] = {};
-            const float* at = map + static_cast<long long>(filter + of) * p.area;
-            if (there && filter + of < p.filters && left < p.width) {
-                if (whole) {
-                    take<4>(four, at);
-                } else {
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) four[e] = left + e < p.width ? at[e] : 0.0f;
-                }
-            }
-            *reinterpret_cast<float4*>(g + of * PIXELS + pixel) = float4{four[0], four[1], four[2], four[3]};
-        }
+        load_gradient<Of, TW, FILTERS, PIXELS>(g, p, where, filter);
         __syncthreads();
 #pragma unroll 1
         for (int strip = 0; strip < Of::COUNT * (TW / 4); ++strip) {

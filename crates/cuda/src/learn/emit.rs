@@ -509,7 +509,7 @@ impl<'a> Emit<'a> {
             Some(tiling) => {
                 let tiles = int(self.plan.batch * tiling.tiles);
                 let of_tiles = args::Conv { tiles, src_group: int(of.channels), ..windows };
-                let grid = [of.channels.div_ceil(8), filters.div_ceil(16), splits];
+                let grid = [of.channels.div_ceil(kernel.channels()), filters.div_ceil(16), splits];
                 self.push(kernel.name(), Argument::Conv(of_tiles), grid, 0)?;
             }
             None => {
@@ -573,8 +573,11 @@ impl<'a> Emit<'a> {
             accumulate: add.into(),
             at_once: int(at_once),
         };
-        let elements = plan.batch * of.extents[0] * of.extents[1];
+        let halves = of.kernel == [3; 2] && [of.stride, of.padding, of.dilation] == [[2; 2], [1; 2], [1; 2]];
+        let (name, [height, width]) =
+            if halves { ("learn_source_3x3", of.results) } else { ("learn_source", of.extents) };
+        let elements = plan.batch * height * width;
         let grid = [elements.div_ceil(256), (of.channels / of.groups).div_ceil(8), of.groups];
-        self.push("learn_source", Argument::Source(source), grid, at_once * taps)
+        self.push(name, Argument::Source(source), grid, at_once * taps)
     }
 }

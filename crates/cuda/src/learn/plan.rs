@@ -37,6 +37,7 @@ pub(super) struct Plan<'a> {
     pub(super) batch: usize,
     mode: Mode,
     pub(super) multiprocessors: usize,
+    capability: u32,
     pub(super) input_len: usize,
     pub(super) output_len: usize,
     pub(super) head_len: usize,
@@ -110,6 +111,7 @@ impl<'a> Plan<'a> {
             batch,
             mode,
             multiprocessors: device.about().multiprocessors,
+            capability: device.about().capability,
             input_len: 0,
             output_len: 0,
             head_len: 0,
@@ -190,10 +192,13 @@ impl<'a> Plan<'a> {
         let room = (PARTIAL / (geometry.filters * geometry.columns()).max(1)).max(1);
         let filter = match around {
             Some(tiling) => {
-                let blocks = geometry.filters.div_ceil(16) * geometry.channels.div_ceil(8);
+                let kernel = Kernel::around_filter(tiling.columns, self.capability)?;
+                let blocks = geometry.filters.div_ceil(16) * geometry.channels.div_ceil(kernel.channels());
                 let all = (self.batch * tiling.tiles).div_ceil(tiling.at_once);
-                let splits = (8 * self.multiprocessors).div_ceil(blocks).min(all).min(room);
-                (Kernel::around_filter(tiling.columns)?, 0, splits.max(1))
+                // As many blocks as a multiprocessor has room for.
+                let each = if kernel.channels() > 8 { 4 } else { 8 };
+                let splits = (each * self.multiprocessors).div_ceil(blocks).min(all).min(room);
+                (kernel, 0, splits.max(1))
             }
             None => {
                 let table = self.table(&geometry.entries());
@@ -222,7 +227,7 @@ impl<'a> Plan<'a> {
     fn product(&mut self, of: &Geometry, around: Option<Tiling>) -> Result<Product> {
         let filters = of.filters / of.groups;
         let kernel = match around {
-            Some(tiling) => Kernel::around(tiling.columns, of.filters)?,
+            Some(tiling) => Kernel::around(tiling.columns, of.filters, self.capability)?,
             None => self.kernel(of)?,
         };
         let [rows, _] = kernel.tile();
