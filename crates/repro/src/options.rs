@@ -94,6 +94,9 @@ pub struct Options {
     /// Iterations of a run of convnet or resnet20 with or without force, instead of a budget; everything else is shortened alike
     #[arg(long, value_name = "N", conflicts_with_all = ["budget", "full", "quick"])]
     pub iterations: Option<u64>,
+    /// Iterations of a fine-tuning of convnet or resnet20, where that is shortened further
+    #[arg(long, value_name = "N", requires = "iterations")]
+    pub tuning: Option<u64>,
     /// The published schedules of convnet or resnet20, which take days
     #[arg(long, conflicts_with = "quick")]
     pub full: bool,
@@ -138,6 +141,7 @@ impl Options {
         let given = [
             ("--budget", self.budget.is_some()),
             ("--iterations", self.iterations.is_some()),
+            ("--tuning", self.tuning.is_some()),
             ("--full", self.full),
             ("--from-scratch", self.from_scratch),
             ("--max-drop", self.max_drop.is_some()),
@@ -161,6 +165,7 @@ impl Options {
             ensure!(good, "--strengths: expected {count} above 0, as in 1e-4,8e-5, found {strengths:?}");
         }
         ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
+        ensure!(self.tuning != Some(0), "--tuning 0: at least one is needed");
         if let Some(budget) = self.budget {
             ensure!(budget.as_secs() >= 60, "--budget {budget}: at least a minute is needed");
         }

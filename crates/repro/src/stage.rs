@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use cofilter_graph::{Artifact, TEMPORARY_PREFIX, write_atomically};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Rises when a stage of the same settings would give something else than before.
 const GENERATION: u32 = 1;
@@ -43,13 +43,13 @@ impl Key {
     }
 }
 
-/// The folder of finished stages.
+/// The folder of finished stages. Several threads may make different stages at the same time.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     /// Held while the store is open.
     _lock: File,
-    log: RefCell<Vec<StageLog>>,
+    log: Mutex<Vec<StageLog>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,20 +96,20 @@ impl Store {
             };
             gone.with_context(|| path.display().to_string())?;
         }
-        Ok(Self { folder: folder.to_owned(), _lock: lock, log: RefCell::default() })
+        Ok(Self { folder: folder.to_owned(), _lock: lock, log: Mutex::default() })
     }
 
     /// What became of each stage so far.
     #[must_use]
     pub fn log(&self) -> Vec<StageLog> {
-        self.log.borrow().clone()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A sentence for the report if other commits made some of the stages.
     #[must_use]
     pub fn foreign(&self) -> Option<String> {
         let here = machine::commit();
-        let log = self.log.borrow();
+        let log = self.log();
         let commits: BTreeSet<&str> = log.iter().map(|s| s.made_by.as_str()).filter(|c| *c != here).collect();
         let list = commits.into_iter().collect::<Vec<_>>().join(", ");
         (!list.is_empty())
@@ -205,7 +205,8 @@ impl Store {
 
     fn note(&self, file: String, cached: bool, made_by: String) {
         tracing::info!("{} {file}", if cached { "found" } else { "made" });
-        self.log.borrow_mut().push(StageLog { file, cached, made_by });
+        let entry = StageLog { file, cached, made_by };
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 }
 

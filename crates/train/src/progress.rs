@@ -1,5 +1,6 @@
 use crate::{Score, Step};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// What a run shows while it works.
@@ -11,6 +12,10 @@ pub enum Progress {
     /// A bar with this label on standard error, if that is a terminal: loss, accuracy, images a second, time left.
     Bar(String),
 }
+
+/// The bars of all runs, one below the other.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5)));
 
 /// The bar of a run.
 pub(crate) struct Bar {
@@ -26,8 +31,7 @@ impl Bar {
         let bar = match progress {
             Progress::Silent => ProgressBar::hidden(),
             Progress::Bar(label) => {
-                let bar =
-                    ProgressBar::with_draw_target(Some(iterations), ProgressDrawTarget::stderr_with_hz(5));
+                let bar = BARS.add(ProgressBar::new(iterations));
                 let template = "{prefix:>18.bold} {bar:24.cyan/dim} {pos:>6}/{len} {msg}  {eta} left";
                 let style =
                     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

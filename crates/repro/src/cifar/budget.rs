@@ -65,7 +65,7 @@ impl Runs {
     /// Images of all runs at the published length.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn images(&self, subject: &Subject) -> f64 {
-        let [baseline, continued, tuning] = subject.jobs().map(|(_, job)| job.iterations as f64);
+        let [baseline, continued, tuning] = subject.jobs().map(|(_, job, _)| job.iterations as f64);
         let iterations =
             self.baseline as f64 * baseline + self.continued as f64 * continued + self.tuning as f64 * tuning;
         iterations * subject.batch() as f64
@@ -159,8 +159,7 @@ impl Scale {
             .iter()
             .zip(counts)
             .filter(|(_, runs)| *runs > 0)
-            .map(|((name, published), runs)| {
-                let job = subject.scaled(published);
+            .map(|((name, published, job), runs)| {
                 format!(
                     "{name}: {} of {} iterations of batch {}, rate {}, a tenth of it from {} and a hundredth from {} on ({} run(s))",
                     job.iterations, published.iterations, subject.batch(), job.rate, job.steps[0], job.steps[1], runs
@@ -174,6 +173,7 @@ impl Scale {
                     humantime::format_duration(time)
                 )
             }
+            Why::Given if subject.tuning.is_some() => "--iterations, --tuning".into(),
             Why::Given => "--iterations".into(),
             Why::Quick => "--quick".into(),
             Why::Full => return format!("--full: the published schedules. {}.", jobs.join("; ")),

@@ -4,6 +4,7 @@
 //! it bears, and with repulsion; control and L2 arm are decomposed to the same ranks and fine-tuned; everything is evaluated
 //! and timed in the runtime.
 
+mod ahead;
 mod budget;
 mod claims;
 mod figures;
@@ -38,6 +39,9 @@ const DENSE: [&str; 5] = ["baseline", "control", "force-l1", "force-l2", "repuls
 const STARTS: [&str; 2] = ["control", "force-l2"];
 /// The control at its own ranks.
 const OWN: &str = "control-own-ranks";
+
+/// Arm, seed, force with its strength.
+type Forced = (&'static str, u64, Option<(Force, f64)>);
 
 /// One strength of one force, trained from the first seed's baseline.
 struct Tried {
@@ -127,6 +131,7 @@ pub fn run(options: &Options) -> Result<Report> {
     });
     let scale = budget::scale(&pipeline, &subject, tries)?;
     subject.scale = scale.of_published;
+    subject.tuning = options.tuning;
     let max_drop = options.max_drop.unwrap_or(subject.max_drop);
     let study = Study { pipeline, subject, max_drop, tries };
     let results = study.train_all()?;
@@ -191,6 +196,12 @@ impl Study<'_> {
             tried: Vec::new(),
             chosen: BTreeMap::new(),
         };
+        if self.subject.has_no_weights() {
+            self.ahead(&seeds, |seed| self.baseline(*seed).map(drop))?;
+        }
+        self.ahead(&self.certain(&seeds), |(arm, seed, force)| {
+            self.continued(arm, *seed, &self.baseline(*seed)?.model, *force).map(drop)
+        })?;
         for seed in &seeds {
             let baseline = self.baseline(*seed)?;
             let control = self.continued("control", *seed, &baseline.model, None)?;
@@ -226,6 +237,16 @@ impl Study<'_> {
     fn forces(&self) -> &'static [(&'static str, Force)] {
         let both = &[("force-l1", Force::L1), ("force-l2", Force::L2)];
         if self.pipeline.options.only_l2 { &both[1..] } else { both }
+    }
+
+    /// Strengths of a force that are tried in any case: all, or the one where a search begins.
+    fn strengths(&self, force: usize) -> Vec<f64> {
+        let options = self.pipeline.options;
+        match options.strengths.as_deref() {
+            Some(all) if options.only_l2 => all.to_vec(),
+            Some(each) => vec![each[force]],
+            None => vec![self.subject.first_strengths()[force]],
+        }
     }
 
     /// The arms at full rank.
@@ -265,11 +286,7 @@ impl Study<'_> {
     /// The largest strength of each force whose loss against the control is within the limit. One that has to be rolled back is beyond.
     fn search(&self, results: &mut Results, seed: u64, baseline: &Model, control: f64) -> Result<()> {
         let options = self.pipeline.options;
-        let first = match options.strengths.as_deref() {
-            Some(&[l1, l2]) => [l1, l2],
-            _ => self.subject.first_strengths(),
-        };
-        for ((name, force), first) in self.forces().iter().zip(first) {
+        for (i, (name, force)) in self.forces().iter().enumerate() {
             let (name, force) = (*name, *force);
             let mut tried = Vec::new();
             let loss = |strength| {
@@ -286,9 +303,10 @@ impl Study<'_> {
                 tried.push(Tried { force: name, strength, trained });
                 Ok(drop)
             };
-            let largest = match options.strengths.as_deref().filter(|_| options.only_l2) {
-                Some(strengths) => search::largest_of(strengths, self.max_drop, loss)?,
-                None => search::largest(first, self.max_drop, self.tries, loss)?,
+            let strengths = self.strengths(i);
+            let largest = match options.only_l2 {
+                true => search::largest_of(&strengths, self.max_drop, loss)?,
+                false => search::largest(strengths[0], self.max_drop, self.tries, loss)?,
             };
             let trained = tried.iter().filter(|of| of.trained.is_some()).map(|of| of.strength);
             let least = trained.fold(f64::INFINITY, f64::min);
@@ -337,21 +355,32 @@ impl Study<'_> {
     fn decompose_all(&self, results: &mut Results) -> Result<()> {
         let common = self.to_ranks(&results.common_ranks)?;
         let own = self.to_ranks(&self.median_ranks(results, "control")?)?;
-        for (i, seed) in results.seeds.clone().into_iter().enumerate() {
+        let seeds = results.seeds.clone();
+        let both = |start: &str, i: usize| -> Result<[Trained; 2]> {
+            let parent = &results.arms[start][i];
+            let (small, _) =
+                self.pipeline.decompose(&format!("{start}-lowrank"), parent, seeds[i], &common)?;
+            let recipe = self.subject.tuning(seeds[i], &small.model);
+            let tuned = self.pipeline.fit(&format!("{start}-tuned"), &small.model, &recipe, None)?;
+            Ok([small, tuned])
+        };
+        let jobs: Vec<(&str, usize)> =
+            STARTS.iter().flat_map(|start| (0..seeds.len()).map(move |i| (*start, i))).collect();
+        self.ahead(&jobs, |(start, i)| both(start, *i).map(drop))?;
+        let mut all = Vec::new();
+        for (i, seed) in seeds.iter().copied().enumerate() {
             let mut made = Vec::new();
             for start in STARTS {
-                let name = format!("{start}-lowrank");
-                let (small, _) = self.pipeline.decompose(&name, &results.arms[start][i], seed, &common)?;
-                let recipe = self.subject.tuning(seed, &small.model);
-                let tuned = self.pipeline.fit(&format!("{start}-tuned"), &small.model, &recipe, None)?;
+                let [small, tuned] = both(start, i)?;
                 eprintln!("{start}, seed {seed}: low rank {:.2} %, tuned {:.2} %", small.top1, tuned.top1);
-                made.extend([(name, small), (format!("{start}-tuned"), tuned)]);
+                made.extend([(format!("{start}-lowrank"), small), (format!("{start}-tuned"), tuned)]);
             }
             let (small, _) = self.pipeline.decompose(OWN, &results.arms["control"][i], seed, &own)?;
             made.push((OWN.to_owned(), small));
-            for (arm, trained) in made {
-                results.arms.entry(arm).or_default().push(trained);
-            }
+            all.extend(made);
+        }
+        for (arm, trained) in all {
+            results.arms.entry(arm).or_default().push(trained);
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(super) struct Subject {
     pub(super) max_drop: f64,
     /// Times that the published schedules were shortened to.
     pub(super) scale: f64,
+    /// Iterations of a fine-tuning, if not by the same times.
+    pub(super) tuning: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,10 +71,24 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Iterations over those of another job.
+    /// Share of it that so many iterations are.
     #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^52")]
-    fn share(&self, of: &Self) -> f64 {
-        self.iterations as f64 / of.iterations as f64
+    fn share(&self, iterations: u64) -> f64 {
+        iterations as f64 / self.iterations as f64
+    }
+
+    /// This share of it, all steps included.
+    fn shortened(&self, share: f64) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "iterations are far below 2^52"
+        )]
+        let shortened = |n: u64| (n as f64 * share).round() as u64;
+        let iterations = shortened(self.iterations).max(FEWEST);
+        let [first, second] = self.steps.map(|step| shortened(step).max(1));
+        Self { iterations, steps: [first, second.max(first + 1)], ..self.clone() }
     }
 }
 
@@ -132,6 +148,7 @@ impl Subject {
             scaling: Scaling::Fixed,
             max_drop: 0.0,
             scale: 1.0,
+            tuning: None,
         })
     }
 
@@ -164,6 +181,7 @@ impl Subject {
             scaling: Scaling::Fixed,
             max_drop: 0.75,
             scale: 1.0,
+            tuning: None,
         })
     }
 
@@ -273,12 +291,12 @@ impl Subject {
 
     /// From nothing.
     pub(super) fn baseline(&self, seed: u64) -> Recipe {
-        self.recipe(&self.solver.baseline, seed)
+        self.recipe(self.solver.baseline.shortened(self.scale), seed)
     }
 
     /// Trained further, with or without a force; a negative strength repels.
     pub(super) fn continued(&self, seed: u64, force: Option<(Force, f64)>) -> Recipe {
-        let recipe = self.recipe(&self.solver.continued, seed);
+        let recipe = self.recipe(self.solver.continued.shortened(self.scale), seed);
         let rule = |(force, strength)| ForceRule {
             warm_up: recipe.iterations / WARM_UP,
             rollback: Some(Rollback::default()),
@@ -291,7 +309,7 @@ impl Subject {
 
     /// Fine-tuning of a decomposed network: what was said of a bias holds for the same bias behind the basis.
     pub(super) fn tuning(&self, seed: u64, small: &Model) -> Recipe {
-        let mut recipe = self.recipe(&self.solver.tuning, seed);
+        let mut recipe = self.recipe(self.tuning_job(), seed);
         let rename = |(name, multiplier): (String, Multiplier)| match name.strip_suffix(".bias") {
             Some(layer) if small.graph().find(layer).is_err() => (format!("{layer}_linear.bias"), multiplier),
             _ => (name, multiplier),
@@ -303,17 +321,22 @@ impl Subject {
 
     /// Iterations of fine-tuning.
     pub(super) fn tuning_iterations(&self) -> u64 {
-        self.scaled(&self.solver.tuning).iterations
+        self.tuning_job().iterations
     }
 
-    fn recipe(&self, job: &Job, seed: u64) -> Recipe {
+    fn tuning_job(&self) -> Job {
+        let job = &self.solver.tuning;
+        job.shortened(self.tuning.map_or(self.scale, |iterations| job.share(iterations)))
+    }
+
+    fn recipe(&self, job: Job, seed: u64) -> Recipe {
         let Solver { batch, weight_decay, ref multipliers, augment, .. } = self.solver;
-        let Job { iterations, steps, .. } = self.scaled(job);
+        let Job { rate, iterations, steps } = job;
         Recipe {
             iterations,
             batch,
             seed,
-            learning_rate: job.rate,
+            learning_rate: rate,
             schedule: Schedule::MultiStep { at: steps.into(), gamma: 0.1 },
             momentum: 0.9,
             weight_decay,
@@ -325,23 +348,9 @@ impl Subject {
         }
     }
 
-    /// A schedule at the scale of this run.
-    pub(super) fn scaled(&self, job: &Job) -> Job {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "iterations are far below 2^52"
-        )]
-        let scaled = |n: u64| (n as f64 * self.scale).round() as u64;
-        let iterations = scaled(job.iterations).max(FEWEST);
-        let [first, second] = job.steps.map(|step| scaled(step).max(1));
-        Job { iterations, steps: [first, second.max(first + 1)], ..job.clone() }
-    }
-
     /// Share of the published iterations with force that so many are.
     pub(super) fn share(&self, iterations: u64) -> f64 {
-        Job { iterations, ..self.solver.continued.clone() }.share(&self.solver.continued)
+        self.solver.continued.share(iterations)
     }
 
     /// Where the search for a strength begins, L1 and L2: filters turn by strength times iterations, so a shorter run takes more.
@@ -349,14 +358,19 @@ impl Subject {
         if self.scaling == Scaling::Adaptive {
             return [SHARE; 2];
         }
-        let share = self.scaled(&self.solver.continued).share(&self.solver.continued);
+        let continued = &self.solver.continued;
+        let share = continued.share(continued.shortened(self.scale).iterations);
         self.strengths.map(|strength| strength / share)
     }
 
-    /// Name and schedule of each kind of run, as published.
-    pub(super) fn jobs(&self) -> [(&'static str, &Job); 3] {
+    /// Name of each kind of run, its schedule as published and as it is here.
+    pub(super) fn jobs(&self) -> [(&'static str, &Job, Job); 3] {
         let Solver { baseline, continued, tuning, .. } = &self.solver;
-        [("baseline", baseline), ("continued", continued), ("fine-tuning", tuning)]
+        [
+            ("baseline", baseline, baseline.shortened(self.scale)),
+            ("continued", continued, continued.shortened(self.scale)),
+            ("fine-tuning", tuning, self.tuning_job()),
+        ]
     }
 }
 
@@ -420,8 +434,13 @@ mod tests {
     #[test]
     fn iterations_and_steps_are_shortened_together() {
         let short = subject(Subject::resnet20(false).unwrap(), 0.01);
-        let job = short.scaled(short.jobs()[1].1);
-        assert_eq!((job.iterations, job.steps), (640, [320, 480]));
+        for (_, _, job) in short.jobs() {
+            assert_eq!((job.iterations, job.steps), (640, [320, 480]));
+        }
+        let further = Subject { tuning: Some(64), ..short.clone() };
+        let [_, (.., continued), (.., tuning)] = further.jobs();
+        assert_eq!((continued.iterations, tuning.iterations, tuning.steps), (640, 64, [32, 48]));
+        assert_eq!(further.tuning_iterations(), 64);
         assert!(
             short
                 .first_strengths()
