@@ -14,10 +14,10 @@ use cofilter_train::{Device, Error, Recipe, Trainer, evaluate};
 use cofilter_zoo::{Config, by_name};
 
 /// One of each kind, that a stand-in trains in a moment.
-const SHALLOW: [&str; 6] =
+const KINDS: [&str; 6] =
     ["lenet", "convnet", "resnet20", "resnet20_projection", "bvlc_alexnet", "bvlc_googlenet"];
 
-/// A capability without tensor cores for words of 32 bits.
+/// A capability without tensor cores for words of 32 bits; those with slow ones get the same kernels.
 const OLDER: i64 = 75;
 
 /// A network to be trained for an iteration.
@@ -38,7 +38,7 @@ pub(crate) fn tasks(names: &[&str]) -> Result<Vec<Task>> {
         let (small, _) =
             lowrank::decompose(&dense, &lowrank::Settings { rule, ..lowrank::Settings::default() })?;
         // Rounding grows from layer to layer in deep ones, and a sum that is left out is off by half.
-        let allowed = if SHALLOW.contains(name) { 2e-2 } else { 0.1 };
+        let allowed = if KINDS.contains(name) && *name != "bvlc_googlenet" { 2e-2 } else { 0.1 };
         for (what, model) in [("dense", dense), ("low rank", small)] {
             tasks.push(Task { name: format!("training {name}, {what}"), model, allowed });
         }
@@ -48,7 +48,7 @@ pub(crate) fn tasks(names: &[&str]) -> Result<Vec<Task>> {
 
 /// Number of networks that were compared.
 pub(crate) fn check(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<usize> {
-    let tasks = tasks(&SHALLOW)?;
+    let tasks = tasks(&KINDS)?;
     for task in &tasks {
         let error = task.check()?;
         about(format!("{}: error of the gradients {error:.1e}", task.name));
@@ -287,16 +287,16 @@ fn ours() -> Result<[Task; 2]> {
 
     let mut b = Graph::builder();
     let x = b.input("data", Shape::map(5, 64, 32))?;
-    let x = b.conv2d("a", x, around(16))?;
+    let x = b.conv2d("a", x, around(20))?;
     let x = b.batch_norm("a_norm", x, BatchNorm::default())?;
     let x = b.relu("a_relu", x)?;
-    let y = b.conv2d("b", x, around(16))?;
+    let y = b.conv2d("b", x, around(20))?;
     let y = b.batch_norm("b_norm", y, BatchNorm::default())?;
     let x = b.sum("sum", &[x, y, x])?;
     let x = b.relu("sum_relu", x)?;
     let x = b.conv2d("c", x, strided(33))?;
     let x = b.batch_norm("c_norm", x, BatchNorm::default())?;
-    let x = b.conv2d("d", x, around(12))?;
+    let x = b.conv2d("d", x, around(20))?;
     let x = b.pool2d("pool", x, Pool2d::torch(PoolKind::Max, 2, 2))?;
     let x = b.conv2d("e", x, around(40))?;
     let x = b.relu("e_relu", x)?;

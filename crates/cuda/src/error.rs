@@ -104,5 +104,16 @@ pub enum Error {
 
 pub(crate) const OUT_OF_MEMORY: i32 = 2;
 
+impl Error {
+    /// Whether there was not enough memory, of the device or of the host.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory { .. } | Self::HostMemory { .. } | Self::Driver { code: OUT_OF_MEMORY, .. }
+        )
+    }
+}
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

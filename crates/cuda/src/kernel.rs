@@ -47,6 +47,12 @@ impl Math {
 /// Ten times the compute capability that tensor cores of 32-bit words begin with.
 const AMPERE: u32 = 80;
 
+/// Whether three products in TF32 are faster than one in `f32`: on the cards for servers, of which the others have a quarter of the tensor
+/// cores.
+pub(crate) fn multiplies_fast(capability: u32) -> bool {
+    matches!(capability, 80 | 90 | 100 | 103)
+}
+
 /// What the host has to know of a kernel of `kernels/*.cu`.
 #[derive(Debug)]
 struct Info {
@@ -213,15 +219,15 @@ impl Kernel {
         Self::all().filter(|kernel| kernel.is_pair())
     }
 
-    /// The convolution in tiles of so many columns, for so many filters, on tensor cores where the device has those of TF32.
-    pub(crate) fn around(columns: usize, filters: usize, capability: u32) -> Result<Self> {
-        let by = if capability < AMPERE { "" } else { "mma_" };
-        named(&format!("learn_{by}3x3_{columns}_{}", if filters > 16 { 32 } else { 16 }))
+    /// The convolution in tiles of so many columns, for 16 or 32 filters, on tensor cores or not.
+    pub(crate) fn around(columns: usize, filters: usize, on_tensor_cores: bool) -> Result<Self> {
+        let by = if on_tensor_cores { "mma_" } else { "" };
+        named(&format!("learn_{by}3x3_{columns}_{filters}"))
     }
 
     /// The gradient of its filters.
-    pub(crate) fn around_filter(columns: usize, capability: u32) -> Result<Self> {
-        let by = if capability < AMPERE { "" } else { "mma_" };
+    pub(crate) fn around_filter(columns: usize, on_tensor_cores: bool) -> Result<Self> {
+        let by = if on_tensor_cores { "mma_" } else { "" };
         named(&format!("learn_{by}filter_3x3_{columns}"))
     }
 

@@ -181,7 +181,7 @@ impl Tape {
                 at_most(
                     "filters or channels of a group",
                     geometry.filters.max(geometry.channels) / groups,
-                    65_535 * 16,
+                    65_535 * 8,
                 )?;
                 at_most("groups", groups, 1 << 10)?;
                 let [reads, writes] = geometry.lens();

@@ -1,5 +1,6 @@
-// The same on tensor cores, in single precision but for a part of 2^-20: a factor is the sum of two numbers of 10 bits behind the point,
-// and of the four products of such pairs the smallest is left out.
+// The same on tensor cores, for single precision: a factor is the sum of two numbers of 10 bits behind the point, and of the four products
+// of two such sums the smallest is left out, a part of 2^-22 at most. The lower ones are cut off, another part of 2^-20. A tensor core
+// rounds sums towards zero, so that long ones are made of short ones.
 
 #if defined(COFILTER_ON_CPU) || __CUDA_ARCH__ >= 800
 
@@ -9,17 +10,12 @@ struct Halves {
     u32 high[N], low[N];
 };
 
+// The higher is the nearest, so that what is left is as often negative; NaN and what is infinite leave NaN.
 template <int N>
 DEVICE void halve(Halves<N>& of, int i, float x) {
     constexpr u32 MASK = 0xffffe000u;  // without the 13 bits that a tensor core does not look at
-    of.high[i] = __float_as_uint(x) & MASK;
+    of.high[i] = (__float_as_uint(x) + 0x1000u) & MASK;
     of.low[i] = __float_as_uint(x - __uint_as_float(of.high[i])) & MASK;
-}
-
-DEVICE void mma_halves(float d[4], const Halves<4>& a, const Halves<2>& b) {
-    mma<TF32>(d, a.high, b.low);
-    mma<TF32>(d, a.low, b.high);
-    mma<TF32>(d, a.high, b.high);
 }
 
 // 16 MT filters by 256 elements, of which a warp has all filters of 8 NT.
@@ -40,6 +36,7 @@ DEVICE void convolve_3x3_mma(const Conv& p) {
     float acc[MT][NT][4] = {};
     __syncthreads();
     for (int channel = 0; channel < p.src_group; channel += Of::CHANNELS) {
+        float sum[MT][NT][4] = {};
         Of::load(x, p, where, channel);
         for (int i = threadIdx.x * 4; i < Of::CHANNELS * WEIGHTS; i += THREADS * 4)
             *reinterpret_cast<float4*>(w + i / WEIGHTS * ROW_W + i % WEIGHTS) =
@@ -56,16 +53,26 @@ DEVICE void convolve_3x3_mma(const Conv& p) {
                     halve(a[i], 0, at[0]), halve(a[i], 1, at[8]), halve(a[i], 2, at[4 * ROW_W]), halve(a[i], 3, at[4 * ROW_W + 8]);
                 }
 #pragma unroll
-                for (int j = 0; j < NT; ++j) {
-                    const int pixel = first + 8 * j, tile = pixel / (TW * Of::TH), y = pixel / TW % Of::TH, left = pixel % TW;
-                    const float* at = x + word * Of::CHANNEL + tile * Of::MAP + (y + ky) * Of::ROW + left + kx + row;
-                    Halves<2> b;
-                    halve(b, 0, at[0]), halve(b, 1, at[4 * Of::CHANNEL]);
+                for (int j = 0; j < NT; j += 2) {
+                    Halves<2> b[2];
 #pragma unroll
-                    for (int i = 0; i < MT; ++i) mma_halves(acc[i][j], a[i], b);
+                    for (int n = 0; n < 2; ++n) {
+                        const int pixel = first + 8 * (j + n), tile = pixel / (TW * Of::TH), y = pixel / TW % Of::TH, left = pixel % TW;
+                        const float* at = x + word * Of::CHANNEL + tile * Of::MAP + (y + ky) * Of::ROW + left + kx + row;
+                        halve(b[n], 0, at[0]), halve(b[n], 1, at[4 * Of::CHANNEL]);
+                    }
+                    // The products of one sum wait for each other, those of others do not.
+#pragma unroll
+                    for (int i = 0; i < 2 * MT; ++i) mma<TF32>(sum[i / 2][j + i % 2], a[i / 2].high, b[i % 2].low);
+#pragma unroll
+                    for (int i = 0; i < 2 * MT; ++i) mma<TF32>(sum[i / 2][j + i % 2], a[i / 2].low, b[i % 2].high);
+#pragma unroll
+                    for (int i = 0; i < 2 * MT; ++i) mma<TF32>(sum[i / 2][j + i % 2], a[i / 2].high, b[i % 2].high);
                 }
             }
         }
+#pragma unroll
+        for (int i = 0; i < MT * NT * 4; ++i) acc[i / (NT * 4)][i / 4 % NT][i % 4] += sum[i / (NT * 4)][i / 4 % NT][i % 4];
         __syncthreads();
     }
     // A lane has two neighbours in a row of each of two filters.
@@ -123,6 +130,7 @@ DEVICE void filter_gradient_3x3_mma(const Conv& p) {
         Of::load(x, p, where, channel);
         load_gradient<Of, TW, FILTERS, PIXELS>(g, p, where, filter);
         __syncthreads();
+        float sum[9][4] = {};
 #pragma unroll 1
         for (int pixel = 128 * half; pixel < 128 * half + 128; pixel += 8) {
             const float* grad = g + row * PIXELS + pixel + word;
@@ -131,13 +139,23 @@ DEVICE void filter_gradient_3x3_mma(const Conv& p) {
             const int tile = pixel / (TW * Of::TH), y = pixel / TW % Of::TH, left = pixel % TW;
             const float* at = x + (eight + row) * Of::CHANNEL + tile * Of::MAP + y * Of::ROW + left + word;
 #pragma unroll
-            for (int tap = 0; tap < 9; ++tap) {
-                const float* here = at + tap / 3 * Of::ROW + tap % 3;
-                Halves<2> b;
-                halve(b, 0, here[0]), halve(b, 1, here[4]);
-                mma_halves(acc[tap], a, b);
+            for (int tap = 0; tap < 9; tap += 3) {
+                Halves<2> b[3];
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) {
+                    const float* here = at + tap / 3 * Of::ROW + kx;
+                    halve(b[kx], 0, here[0]), halve(b[kx], 1, here[4]);
+                }
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) mma<TF32>(sum[tap + kx], a.high, b[kx].low);
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) mma<TF32>(sum[tap + kx], a.low, b[kx].high);
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) mma<TF32>(sum[tap + kx], a.high, b[kx].high);
             }
         }
+#pragma unroll
+        for (int i = 0; i < 36; ++i) acc[i / 4][i % 4] += sum[i / 4][i % 4];
     }
     // One half gives what it has to the other.
     __syncthreads();

@@ -5,7 +5,7 @@ use crate::call::{at_most, named};
 use crate::device::Device;
 use crate::kernel::{Kernel, Math, Tiling};
 use crate::pack::{Geometry, NONE, int};
-use crate::{Result, call};
+use crate::{Result, call, kernel};
 use std::ops::Range;
 
 /// A buffer of the learner.
@@ -37,7 +37,8 @@ pub(super) struct Plan<'a> {
     pub(super) batch: usize,
     mode: Mode,
     pub(super) multiprocessors: usize,
-    capability: u32,
+    /// Whether 3x3 windows are computed on tensor cores.
+    on_tensor_cores: bool,
     pub(super) input_len: usize,
     pub(super) output_len: usize,
     pub(super) head_len: usize,
@@ -111,7 +112,7 @@ impl<'a> Plan<'a> {
             batch,
             mode,
             multiprocessors: device.about().multiprocessors,
-            capability: device.about().capability,
+            on_tensor_cores: kernel::multiplies_fast(device.about().capability),
             input_len: 0,
             output_len: 0,
             head_len: 0,
@@ -192,7 +193,7 @@ impl<'a> Plan<'a> {
         let room = (PARTIAL / (geometry.filters * geometry.columns()).max(1)).max(1);
         let filter = match around {
             Some(tiling) => {
-                let kernel = Kernel::around_filter(tiling.columns, self.capability)?;
+                let kernel = Kernel::around_filter(tiling.columns, self.on_tensor_cores)?;
                 let blocks = geometry.filters.div_ceil(16) * geometry.channels.div_ceil(kernel.channels());
                 let all = (self.batch * tiling.tiles).div_ceil(tiling.at_once);
                 // As many blocks as a multiprocessor has room for.
@@ -227,7 +228,7 @@ impl<'a> Plan<'a> {
     fn product(&mut self, of: &Geometry, around: Option<Tiling>) -> Result<Product> {
         let filters = of.filters / of.groups;
         let kernel = match around {
-            Some(tiling) => Kernel::around(tiling.columns, of.filters, self.capability)?,
+            Some(tiling) => self.around(tiling, of.filters)?,
             None => self.kernel(of)?,
         };
         let [rows, _] = kernel.tile();
@@ -246,6 +247,13 @@ impl<'a> Plan<'a> {
             self.tables.extend([0, depth, tile * depth * rows].map(|n| int(n).cast_unsigned()));
         }
         Ok(Product { kernel, table, spans, tiles, depth, weights, tiling: None })
+    }
+
+    /// More filters at a time read less, but on tensor cores one block alone has nothing to multiply while it reads.
+    fn around(&self, of: Tiling, filters: usize) -> Result<Kernel> {
+        let blocks = (self.batch * of.tiles).div_ceil(of.at_once) * filters.div_ceil(32);
+        let many = filters > 16 && (!self.on_tensor_cores || blocks > self.multiprocessors);
+        Kernel::around(of.columns, if many { 32 } else { 16 }, self.on_tensor_cores)
     }
 
     /// The largest tile that enough blocks fill, or the smallest one that the filters fill.
