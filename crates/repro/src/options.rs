@@ -91,7 +91,8 @@ pub struct Options {
     /// Time for all runs of convnet or resnet20, as in `90m`: the published schedules are shortened to it [default: 2h]
     #[arg(long, value_name = "TIME", conflicts_with_all = ["full", "quick"])]
     pub budget: Option<humantime::Duration>,
-    /// Iterations of a run of convnet or resnet20 with or without force, instead of a budget; everything else is shortened alike
+    /// Iterations of a run of convnet or resnet20 with or without force, instead of a budget; everything else is shortened alike, but
+    /// for --tuning
     #[arg(long, value_name = "N", conflicts_with_all = ["budget", "full", "quick"])]
     pub iterations: Option<u64>,
     /// Iterations of a fine-tuning of convnet or resnet20, where that is shortened further

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use cofilter_graph::{Artifact, TEMPORARY_PREFIX, write_atomically};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rises when a stage of the same settings would give something else than before.
 const GENERATION: u32 = 1;
@@ -43,13 +43,15 @@ impl Key {
     }
 }
 
-/// The folder of finished stages. Several threads may make different stages at the same time.
+/// The folder of finished stages. Several threads may make stages at the same time; who wants one that another makes waits for it.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     /// Held while the store is open.
     _lock: File,
     log: Mutex<Vec<StageLog>>,
+    /// By file.
+    turns: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,7 +98,7 @@ impl Store {
             };
             gone.with_context(|| path.display().to_string())?;
         }
-        Ok(Self { folder: folder.to_owned(), _lock: lock, log: Mutex::default() })
+        Ok(Self { folder: folder.to_owned(), _lock: lock, log: Mutex::default(), turns: Mutex::default() })
     }
 
     /// What became of each stage so far.
@@ -126,6 +128,8 @@ impl Store {
         key: &Key,
         run: impl FnOnce(&Path) -> Result<(Artifact, T)>,
     ) -> Result<(Artifact, T)> {
+        let turn = self.turn(key);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.folder.join(key.file("safetensors"));
         let work = self.folder.join(key.file("part"));
         if path.exists() {
@@ -165,6 +169,8 @@ impl Store {
         key: &Key,
         run: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        let turn = self.turn(key);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = match self.folder.join(key.file("json")).exists() {
             true => self.read(key).inspect_err(|error| tracing::warn!("{error:#}: made again")).ok(),
             false => None,
@@ -176,6 +182,12 @@ impl Store {
         };
         self.note(key.file("json"), found, stored.commit);
         Ok(stored.value)
+    }
+
+    /// Held by who makes or reads a stage.
+    fn turn(&self, key: &Key) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(key.file("")).or_default().clone()
     }
 
     fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Stored<T>> {
@@ -255,6 +267,32 @@ mod tests {
         assert!(!folder.path().join(format!("{TEMPORARY_PREFIX}x")).exists());
         let other = Key::new("fit", &["parent"], &2);
         assert_ne!(again.artifact(&other, |_| Ok((artifact(2), 7))).unwrap().0.model, first.0.model);
+    }
+
+    #[test]
+    fn a_stage_that_many_want_at_once_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), false).unwrap();
+        let (key, other) = (Key::new("fit", &[], &1), Key::new("numbers", &[], &1));
+        let made = Mutex::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let run = |_: &Path| {
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                        *made.lock().unwrap() += 1;
+                        Ok((artifact(1), 7))
+                    };
+                    assert_eq!(store.artifact(&key, run).unwrap().1, 7);
+                    let count = || {
+                        *made.lock().unwrap() += 10;
+                        Ok(7)
+                    };
+                    assert_eq!(store.value(&other, count).unwrap(), 7);
+                });
+            }
+        });
+        assert_eq!((made.into_inner().unwrap(), store.log().len()), (11, 16));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Networks that are trained at the same time on one GPU, which a small one alone does not fill.
 
-use super::{Forced, REPULSION, Study, diverged};
+use super::{Forced, REPULSION, Results, Study, diverged};
 use crate::options::DeviceKind;
 use anyhow::Result;
 use cofilter_force::Force;
@@ -18,9 +18,38 @@ impl Study<'_> {
             return Ok(());
         }
         all_of(jobs, |job| match run(job) {
-            Err(error) if diverged(&error) || is_crowded(&error) => Ok(()),
-            result => result,
+            Err(error) if diverged(&error) => Ok(()),
+            Err(error) if is_crowded(&error) => {
+                eprintln!("{error:#}: later, alone");
+                Ok(())
+            }
+            Err(error) => {
+                // The others go on for a while.
+                eprintln!("{error:#}");
+                Err(error)
+            }
+            Ok(()) => Ok(()),
         })
+    }
+
+    /// Trains with and without force.
+    pub(super) fn train_ahead(&self, runs: &[Forced]) -> Result<()> {
+        self.ahead(runs, |(arm, seed, force)| {
+            self.continued(arm, *seed, &self.baseline(*seed)?.model, *force).map(drop)
+        })
+    }
+
+    /// The runs with force of all seeds, once the strengths are known.
+    pub(super) fn chosen(&self, results: &Results) -> Vec<Forced> {
+        let strength = |arm: &str| results.chosen[arm].0;
+        let mut runs: Vec<_> =
+            self.forces().iter().map(|(arm, force)| (*arm, *force, strength(arm))).collect();
+        if self.dense().contains(&"repulsion") {
+            runs.push(("repulsion", Force::L2, REPULSION * strength("force-l2")));
+        }
+        let of =
+            |seed| runs.iter().map(move |(arm, force, strength)| (*arm, seed, Some((*force, *strength))));
+        results.seeds.iter().flat_map(|seed| of(*seed)).collect()
     }
 
     /// The runs with and without force that are made whatever comes of the others.
@@ -42,10 +71,10 @@ impl Study<'_> {
     }
 }
 
-/// Whether the memory of the device was not enough.
+/// Whether there was not enough memory for so many.
 fn is_crowded(error: &anyhow::Error) -> bool {
     use cofilter_train::Error;
-    matches!(error.downcast_ref(), Some(Error::Cuda(cofilter_cuda::Error::Memory { .. })))
+    matches!(error.downcast_ref(), Some(Error::Cuda(error)) if error.is_out_of_memory())
 }
 
 /// Does all jobs, several at a time, those with the lower numbers first.

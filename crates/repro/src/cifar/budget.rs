@@ -100,6 +100,10 @@ pub(super) fn scale(pipeline: &Pipeline<'_>, subject: &Subject, tries: usize) ->
     if let Some(iterations) = options.iterations {
         let share = subject.share(iterations);
         ensure!(share <= 1.0, "--iterations {iterations}: more than were published; --full runs those");
+        let [.., (_, published, _)] = subject.jobs();
+        if let Some(tuning) = options.tuning.filter(|tuning| *tuning > published.iterations) {
+            bail!("--tuning {tuning}: more than the {} that are the most here", published.iterations);
+        }
         return given(share, Why::Given);
     }
     let time = options.budget.map_or(USUAL, Into::into);
@@ -178,7 +182,9 @@ impl Scale {
             Why::Quick => "--quick".into(),
             Why::Full => return format!("--full: the published schedules. {}.", jobs.join("; ")),
         };
-        format!("{why}: iterations and steps are shortened alike. {}.", jobs.join("; "))
+        let alike =
+            if subject.tuning.is_some() { "iterations and steps of a run" } else { "iterations and steps" };
+        format!("{why}: {alike} are shortened alike. {}.", jobs.join("; "))
     }
 }
 

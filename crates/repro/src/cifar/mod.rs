@@ -199,24 +199,19 @@ impl Study<'_> {
         if self.subject.has_no_weights() {
             self.ahead(&seeds, |seed| self.baseline(*seed).map(drop))?;
         }
-        self.ahead(&self.certain(&seeds), |(arm, seed, force)| {
-            self.continued(arm, *seed, &self.baseline(*seed)?.model, *force).map(drop)
-        })?;
+        self.train_ahead(&self.certain(&seeds))?;
+        let mut chosen = Vec::new();
         for seed in &seeds {
             let baseline = self.baseline(*seed)?;
             let control = self.continued("control", *seed, &baseline.model, None)?;
             if results.chosen.is_empty() {
                 self.search(&mut results, *seed, &baseline.model, control.top1)?;
+                chosen = self.chosen(&results);
+                self.train_ahead(&chosen)?;
             }
             let mut put = |arm: &str, trained| results.arms.entry(arm.into()).or_default().push(trained);
-            let strength = |force: &str| results.chosen[force].0;
-            let mut runs: Vec<_> =
-                self.forces().iter().map(|(arm, force)| (*arm, *force, strength(arm))).collect();
-            if self.dense().contains(&"repulsion") {
-                runs.push(("repulsion", Force::L2, REPULSION * strength("force-l2")));
-            }
-            for (arm, force, strength) in runs {
-                put(arm, self.continued(arm, *seed, &baseline.model, Some((force, strength)))?);
+            for (arm, _, force) in chosen.iter().filter(|(_, of, _)| of == seed) {
+                put(arm, self.continued(arm, *seed, &baseline.model, *force)?);
             }
             put("control", control);
             put("baseline", baseline);
