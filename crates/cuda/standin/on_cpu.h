@@ -1,4 +1,4 @@
-// CUDA C++ on a processor: the threads of a block are fibers that take turns, a barrier is where they change. What it shows is what
+// CUDA C++ on a processor: the threads of a block are fibers that take turns, warp by warp; a barrier is where they change. What it shows is what
 // a kernel computes, whether a barrier is missing (in one of both orders of the lanes a value comes too late or is gone too early),
 // and reads of what nobody wrote, which give NaN. What it cannot show: caches, the order of memory accesses between barriers, time.
 #pragma once
@@ -120,34 +120,30 @@ inline const char* run_block(Block& of, bool backwards) {
     }
     std::memset(of.shared.data(), 0xff, of.shared.size());
     block() = &of;
-    for (;;) {
-        int ran = 0, at_barrier = 0, ended = 0;
-        for (int i = 0; i < n; ++i) {
-            Fiber& fiber = of.fibers[static_cast<size_t>(backwards ? n - 1 - i : i)];
-            if (fiber.waits == Waits::Nothing) {
+    // A warp goes as far as it can before the next one begins.
+    auto warp = [&](int first) {
+        const int last = std::min(first + WARP, n);
+        const auto begin = of.fibers.begin() + first, end = of.fibers.begin() + last;
+        auto met = [&](const Fiber& fiber) { return fiber.waits == Waits::Warp && fiber.meetings == begin->meetings; };
+        do {
+            std::for_each(begin, end, [](Fiber& fiber) { fiber.waits = fiber.waits == Waits::Warp ? Waits::Nothing : fiber.waits; });
+            for (int i = first; i < last; ++i) {
+                Fiber& fiber = of.fibers[static_cast<size_t>(backwards ? first + last - 1 - i : i)];
+                if (fiber.waits != Waits::Nothing) continue;
                 of.now = &fiber;
                 change(&of.scheduler, &fiber.context);
-                ++ran;
             }
-            at_barrier += fiber.waits == Waits::Barrier;
-            ended += fiber.waits == Waits::Ended;
-        }
-        if (ended == n) return nullptr;
-        bool freed = false;
-        for (int first = 0; first < n; first += WARP) {
-            const int last = std::min(first + WARP, n);
-            const bool all = std::all_of(of.fibers.begin() + first, of.fibers.begin() + last, [&](const Fiber& fiber) {
-                return fiber.waits == Waits::Warp && fiber.meetings == of.fibers[static_cast<size_t>(first)].meetings;
-            });
-            if (!all) continue;
-            for (int i = first; i < last; ++i) of.fibers[static_cast<size_t>(i)].waits = Waits::Nothing;
-            freed = true;
-        }
-        if (at_barrier == n) {
-            for (Fiber& fiber : of.fibers) fiber.waits = Waits::Nothing;
-            freed = true;
-        }
-        if (!freed && ran == 0) return "the threads of a block do not all come to the same barrier";
+        } while (std::all_of(begin, end, met));
+    };
+    const int warps = (n + WARP - 1) / WARP;
+    for (;;) {
+        for (int i = 0; i < warps; ++i) warp((backwards ? warps - 1 - i : i) * WARP);
+        auto all = [&](Waits what) {
+            return std::all_of(of.fibers.begin(), of.fibers.end(), [&](const Fiber& fiber) { return fiber.waits == what; });
+        };
+        if (all(Waits::Ended)) return nullptr;
+        if (!all(Waits::Barrier)) return "the threads of a block do not all come to the same barrier";
+        for (Fiber& fiber : of.fibers) fiber.waits = Waits::Nothing;
     }
 }
 
