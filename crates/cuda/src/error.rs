@@ -117,3 +117,18 @@ impl Error {
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_told_from_other_failures() {
+        let driver = |code| Error::Driver { call: "cuGraphInstantiate", code, name: String::new() };
+        let host = Error::HostMemory { what: "results", bytes: 1 };
+        let device = Error::Memory { device: String::new(), what: "values", bytes: 1, total: 1 };
+        assert!([driver(OUT_OF_MEMORY), host, device].iter().all(Error::is_out_of_memory));
+        let length = Error::Length { what: String::new(), found: 1, expected: 2 };
+        assert!(![driver(1), length].iter().any(Error::is_out_of_memory));
+    }
+}

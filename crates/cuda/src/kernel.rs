@@ -47,8 +47,8 @@ impl Math {
 /// Ten times the compute capability that tensor cores of 32-bit words begin with.
 const AMPERE: u32 = 80;
 
-/// Whether three products in TF32 are faster than one in `f32`: on the cards for servers, of which the others have a quarter of the tensor
-/// cores.
+/// Whether three products in TF32 are faster than one in `f32`, by the figures of the maker: on cards for servers. The tensor cores of the
+/// others do TF32 at about the rate of `f32`.
 pub(crate) fn multiplies_fast(capability: u32) -> bool {
     matches!(capability, 80 | 90 | 100 | 103)
 }
