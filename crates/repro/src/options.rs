@@ -131,7 +131,7 @@ impl Options {
     /// Refuses what cannot be run.
     ///
     /// # Errors
-    /// Names the option.
+    /// Names the option, or says what a device for training lacks.
     pub fn check(&self) -> Result<()> {
         ensure!(self.seeds != Some(0), "--seeds 0: at least one seed is needed");
         ensure!(self.seeds.is_none_or(|n| n <= 100), "--seeds: at most 100");
@@ -175,6 +175,7 @@ impl Options {
         {
             bail!("--data {}: no such folder", folder.display());
         }
+        self.training_device().check()?;
         Ok(())
     }
 

@@ -23,12 +23,7 @@ impl Study<'_> {
                 eprintln!("{error:#}: later, alone");
                 Ok(())
             }
-            Err(error) => {
-                // The others go on for a while.
-                eprintln!("{error:#}");
-                Err(error)
-            }
-            Ok(()) => Ok(()),
+            result => result,
         })
     }
 
@@ -89,7 +84,11 @@ fn all_of<J: Sync>(jobs: &[J], run: impl Fn(&J) -> Result<()> + Sync) -> Result<
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = run(job) {
                         next.store(jobs.len(), Ordering::Relaxed);
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
+                            // Those that have begun go on for a while.
+                            eprintln!("{error:#}");
+                            error
+                        });
                     }
                 }
             });
