@@ -292,7 +292,7 @@ impl BatchNorm<'_> {
         from.check("batch norm", src.len());
         to.check("batch norm", dst.len());
         let lanes = self.lanes(&from);
-        to.fill(par, dst, 1, &Forward { from, to, lanes, src, relu: self.relu });
+        to.fill_lanes(par, dst, 1, &Forward { from, to, lanes, src, relu: self.relu });
     }
 
     /// Gradient of [`forward`](Self::forward) where mean and variance are the batch's own: it passes through them too. With `n`
@@ -432,20 +432,21 @@ struct Forward<'a> {
     relu: bool,
 }
 
-impl Fill for Forward<'_> {
+impl FillLanes for Forward<'_> {
+    // With plain arrays the compiler takes sixteen pixels at a time in place of sixteen channels, and gathers them.
     #[inline(always)]
-    fn fill(&self, k: usize, block: &mut [f32]) {
-        let [mean, scale, beta] = self.lanes[k % self.lanes.len()];
+    unsafe fn fill<L: lanes::Lanes>(&self, k: usize, block: &mut [f32]) {
+        let numbers = &self.lanes[k % self.lanes.len()];
         let src = self.from.block(self.src, k);
-        let least = if self.relu { 0.0 } else { f32::NEG_INFINITY };
-        for y in 0..self.from.view.size[0] {
-            for (dst, src) in self.to.row_mut(block, y).iter_mut().zip(self.from.row(src, y)) {
-                let mut number = *src;
-                for lane in 0..BLOCK {
-                    let value = (number[lane] - mean[lane]) * scale[lane] + beta[lane];
-                    number[lane] = if value <= least { least } else { value };
+        // SAFETY: promised by the caller; every pointer is to a whole pixel.
+        unsafe {
+            let [mean, scale, beta] = [0, 1, 2].map(|i: usize| L::load(numbers[i].as_ptr()));
+            for y in 0..self.from.view.size[0] {
+                for (dst, src) in self.to.row_mut(block, y).iter_mut().zip(self.from.row(src, y)) {
+                    let distance = L::sub(L::load(src.as_ptr()), mean);
+                    let value = L::add(L::mul(distance, scale), beta);
+                    L::store(dst.as_mut_ptr(), if self.relu { L::relu(value) } else { value });
                 }
-                *dst = number;
             }
         }
     }

@@ -50,6 +50,11 @@ pub(in crate::blocked) struct Transform<'a, const N: usize, const K: usize> {
     pub(in crate::blocked) stride: usize,
 }
 
+impl<const N: usize, const K: usize> Transform<'_, N, K> {
+    /// Rows from a tile to the one that is asked for along with it.
+    const AHEAD: usize = Grid::<N, K>::SIZE;
+}
+
 impl<const N: usize, const K: usize> Kernel for Transform<'_, N, K> {
     type Output = ();
 
@@ -65,34 +70,20 @@ impl<const N: usize, const K: usize> Kernel for Transform<'_, N, K> {
             let to = to.wrapping_add(index * BLOCK);
             // SAFETY: pixels are read inside the map and its border only; the scratch memory has room for the tile.
             unsafe {
-                let mut pixels = [[L::splat(0.0); N]; N];
-                if y + N <= high + above && x + N <= wide + beside {
-                    for (r, row) in pixels.iter_mut().enumerate() {
-                        for (s, pixel) in row.iter_mut().enumerate() {
-                            *pixel = L::load(first.add(r * src.row_stride + s * BLOCK));
-                        }
-                    }
-                } else {
-                    for (r, row) in pixels.iter_mut().enumerate() {
-                        for (s, pixel) in row.iter_mut().enumerate() {
-                            if y + r < high + above && x + s < wide + beside {
-                                *pixel = L::load(first.add(r * src.row_stride + s * BLOCK));
-                            }
-                        }
-                    }
-                }
+                let pixel = |r: usize, s: usize| first.wrapping_add(r * src.row_stride + s * BLOCK);
                 // Columns, then rows.
-                let mut half = [[L::splat(0.0); N]; N];
-                for s in 0..N {
-                    let mut column = [L::splat(0.0); N];
-                    for (r, value) in column.iter_mut().enumerate() {
-                        *value = pixels[r][s];
+                let half = if y + N <= high + above && x + N <= wide + beside {
+                    // What the tile below reads beyond this one: rows are too short for the machine to see it coming.
+                    for (r, s) in (K - 1..N).flat_map(|r| (K - 1..N).map(move |s| (r, s))) {
+                        L::prefetch(pixel(r + Self::AHEAD, s));
                     }
-                    let column = transform::input::<L, N>(column);
-                    for (r, value) in column.iter().enumerate() {
-                        half[r][s] = *value;
-                    }
-                }
+                    columns::<L, N>(|r, s| L::load(pixel(r, s)))
+                } else {
+                    columns::<L, N>(|r, s| match y + r < high + above && x + s < wide + beside {
+                        true => L::load(pixel(r, s)),
+                        false => L::splat(0.0),
+                    })
+                };
                 for (r, row) in half.iter().enumerate() {
                     let row = transform::input::<L, N>(*row);
                     for (s, value) in row.iter().enumerate() {
@@ -101,6 +92,31 @@ impl<const N: usize, const K: usize> Kernel for Transform<'_, N, K> {
                 }
             }
         }
+    }
+}
+
+/// The columns of a tile, transformed.
+///
+/// # Safety
+/// The machine has `L` and the caller is compiled for it.
+#[inline(always)]
+unsafe fn columns<L: Lanes, const N: usize>(
+    pixel: impl Fn(usize, usize) -> L::Vector,
+) -> [[L::Vector; N]; N] {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let mut half = [[L::splat(0.0); N]; N];
+        for s in 0..N {
+            let mut column = [L::splat(0.0); N];
+            for (r, value) in column.iter_mut().enumerate() {
+                *value = pixel(r, s);
+            }
+            let column = transform::input::<L, N>(column);
+            for (r, value) in column.iter().enumerate() {
+                half[r][s] = *value;
+            }
+        }
+        half
     }
 }
 
