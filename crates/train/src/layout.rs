@@ -15,6 +15,10 @@ pub(crate) struct Layout {
     crowded: Vec<bool>,
     /// The normalisation that alone reads a convolution.
     normalised: Vec<Option<NodeId>>,
+    /// The node that alone reads a normalisation, past its ReLU, if that can compute it as well: a convolution, or a sum of two.
+    reader: Vec<Option<NodeId>>,
+    /// The normalisation that such a node reads.
+    inlined: Vec<Option<NodeId>>,
     /// Numbers of the filters of each convolution.
     weights: Vec<usize>,
     inputs: Vec<Option<NodeId>>,
@@ -61,6 +65,8 @@ impl Layout {
             done: vec![false; nodes.len()],
             crowded: vec![false; nodes.len()],
             normalised: vec![None; nodes.len()],
+            reader: vec![None; nodes.len()],
+            inlined: vec![None; nodes.len()],
             weights: vec![0; nodes.len()],
             inputs: nodes.iter().map(|node| node.inputs().first().copied()).collect(),
             ..Self::default()
@@ -109,6 +115,23 @@ impl Layout {
                     let sizes = [input, id].map(|id| graph.node(id).shape().spatial());
                     need(id, InputGradient::border(&window(conv), sizes[0], sizes[1]));
                 }
+            }
+        }
+        for (id, _) in graph.iter().filter(|(id, node)| matches!(node.op(), Op::BatchNorm(_)) && is_map(*id))
+        {
+            let last = if layout.rectified[id.index()] { readers[id.index()][0] } else { id };
+            let [reader] = readers[last.index()][..] else { continue };
+            let suits = match graph.node(reader).op() {
+                Op::Conv2d(_) => !layout.crowded[reader.index()],
+                Op::Add => last == id && graph.node(reader).inputs().len() == 2,
+                _ => false,
+            };
+            // What a sum adds to is there.
+            let taken = layout.inlined[reader.index()].is_some();
+            let shown = graph.outputs().iter().any(|output| [id, last].contains(output));
+            if suits && !taken && !shown {
+                layout.reader[id.index()] = Some(reader);
+                layout.inlined[reader.index()] = Some(id);
             }
         }
         layout.views = (graph.iter())
@@ -162,6 +185,20 @@ impl Layout {
     pub(crate) fn defers(&self, id: NodeId, images: usize) -> bool {
         let conv = self.inputs[id.index()].filter(|conv| self.normalised(*conv) == Some(id));
         conv.is_some_and(|conv| self.pieces(conv, images).is_some())
+    }
+
+    /// Whether a normalisation in training is best computed where it is read.
+    pub(crate) fn inlines(&self, id: NodeId, images: usize) -> bool {
+        let reader = self.reader[id.index()];
+        // A convolution needs it a few images at a time.
+        let at_once =
+            |reader: NodeId| self.weights[reader.index()] == 0 || self.pieces(reader, images).is_some();
+        reader.is_some_and(at_once)
+    }
+
+    /// The normalisation that may be computed by this node.
+    pub(crate) fn inlined(&self, id: NodeId) -> Option<NodeId> {
+        self.inlined[id.index()]
     }
 
     /// Whether a node is a ReLU that was computed with the one before it.

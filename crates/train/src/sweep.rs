@@ -3,15 +3,17 @@ use crate::net::{Mode, Net};
 use crate::ops::{Arg, Layer, Saved, tape};
 use crate::{Error, Result};
 use cofilter_graph::{Node, NodeId, Op, Params};
-use cofilter_kernels::blocked::{Moments, PackedMemory, Place, Step, View};
+use cofilter_kernels::blocked::{GradientSums, Moments, PackedMemory, Place, Step, View};
 use cofilter_kernels::{Par, accumulate, relu_backward_in_place};
 use conv::Through;
+use inlined::Inlined;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 mod conv;
 mod dense;
+mod inlined;
 mod maps;
 
 /// Elements a task of an elementwise loop handles; smaller tensors stay on one thread.
@@ -51,8 +53,9 @@ impl Pool {
         self.give(numbers.numbers);
     }
 
-    fn release(&mut self, value: Option<Value>) {
-        if let Some(Ok(numbers)) = value.map(|v| Arc::try_unwrap(v.data)) {
+    /// Takes numbers back, unless someone else still has them.
+    fn release(&mut self, numbers: Arc<Numbers>) {
+        if let Ok(numbers) = Arc::try_unwrap(numbers) {
             self.back(numbers);
         }
     }
@@ -88,6 +91,40 @@ impl DerefMut for Numbers {
     }
 }
 
+/// The gradient of a value; operands of a sum share theirs.
+#[derive(Clone, Debug)]
+struct Gradient(Arc<Numbers>);
+
+impl From<Numbers> for Gradient {
+    fn from(numbers: Numbers) -> Self {
+        Self(Arc::new(numbers))
+    }
+}
+
+impl Deref for Gradient {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Gradient {
+    /// Whether no other node has it as well.
+    fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// Its numbers, or a copy of them where other nodes have it as well.
+    fn own(self, pool: &mut Pool) -> Numbers {
+        Arc::try_unwrap(self.0).unwrap_or_else(|shared| {
+            let mut copy = pool.aligned(shared.len());
+            copy.copy_from_slice(&shared);
+            copy
+        })
+    }
+}
+
 /// Gradients of the inputs of a node, and of its learnt tensors.
 #[derive(Default)]
 struct Gradients {
@@ -120,6 +157,15 @@ enum Done {
     Dense(Box<dyn Layer>, Saved),
 }
 
+/// What an op on blocked maps gave.
+enum Made {
+    Map(Value),
+    /// What reads the node computes it.
+    Later,
+    /// There is no such op.
+    Nothing,
+}
+
 /// A forward pass: what each node gave and keeps for the way back.
 pub(crate) struct Trace {
     images: usize,
@@ -128,7 +174,8 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// The value of a node that was a target, or of any node of a pass that keeps. Maps lie in blocks.
+    /// The value of a node that was a target, or of any node of a pass that keeps but those that are computed where they are read.
+    /// Maps lie in blocks.
     pub(crate) fn value(&self, id: NodeId) -> Option<&Value> {
         self.values[id.index()].as_ref()
     }
@@ -137,8 +184,9 @@ impl Trace {
 /// Forward and backward over a network on CPU.
 ///
 /// The same as candle's tape gives but for rounding, without its copies: maps stay in blocks of channels from op to op, a ReLU is
-/// part of what comes before it, a gradient is written where it is first needed, and buffers are used again. Ops that have no
-/// kernel for blocked maps run as the layers of [`ops`] do on the tape, on dense copies.
+/// part of what comes before it, a gradient is written where it is first needed, and buffers are used again. In training, a
+/// normalisation that only a convolution or a sum reads is computed there, forward and backward, and never stored. Ops that have
+/// no kernel for blocked maps run as the layers of [`ops`] do on the tape, on dense copies.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     /// See [`Recipe::tolerance`](crate::Recipe::tolerance).
@@ -150,6 +198,8 @@ pub(crate) struct Sweep {
     used: Vec<Saved>,
     /// Moments of the input of a normalisation, where that was computed along with them.
     moments: BTreeMap<NodeId, Vec<Moments>>,
+    /// Sums of the gradients of a normalisation, where those were computed along with them.
+    sums: BTreeMap<NodeId, Vec<GradientSums>>,
     /// What the gradient that reaches a convolution has still to pass.
     through: BTreeMap<NodeId, Through>,
 }
@@ -176,6 +226,7 @@ impl Sweep {
         let layout = self.layout.take().unwrap_or_else(|| Layout::new(graph));
         // A pass that failed may have left something.
         self.moments.clear();
+        self.sums.clear();
         self.through.clear();
         let last_reader = last_readers(net, targets);
         let count = graph.nodes().len();
@@ -188,16 +239,24 @@ impl Sweep {
         for (id, node) in graph.iter() {
             let Some(last) = last_reader[id.index()] else { continue };
             let value = match images.take() {
-                Some(images) => self.input(&layout, id, node, images)?,
+                Some(images) => Some(self.input(&layout, id, node, images)?),
                 None => {
                     let pass = Pass { net, layout: &layout, id, node, images: trace.images };
                     let mut saved = self.used.get_mut(id.index()).map(std::mem::take).unwrap_or_default();
                     let inputs: Vec<&Value> =
                         node.inputs().iter().filter_map(|i| trace.values[i.index()].as_ref()).collect();
-                    let (value, done) = match self.map_forward(&pass, &inputs, mode, &mut saved)? {
-                        Some(value) => (value, Done::Mapped(saved)),
-                        None => self.other_forward(&pass, &inputs, mode, keep, saved)?,
-                    };
+                    let inlined = Inlined::of(&pass, &trace.values, &trace.done)?;
+                    let (value, done) =
+                        match self.map_forward(&pass, &inputs, inlined, mode, keep, &mut saved)? {
+                            Made::Map(value) => (Some(value), Done::Mapped(saved)),
+                            Made::Later => (None, Done::Mapped(saved)),
+                            // A ReLU of such a node.
+                            Made::Nothing if inputs.is_empty() => (None, Done::Passed),
+                            Made::Nothing => {
+                                let (value, done) = self.other_forward(&pass, &inputs, mode, keep, saved)?;
+                                (Some(value), done)
+                            }
+                        };
                     if let (
                         Done::Mapped(Saved::Statistics(s)) | Done::Dense(_, Saved::Statistics(s)),
                         Mode::Train { .. },
@@ -209,12 +268,14 @@ impl Sweep {
                     value
                 }
             };
-            trace.images = value.dims[0];
-            trace.values[id.index()] = Some(value);
+            trace.images = value.as_ref().map_or(trace.images, |value| value.dims[0]);
+            trace.values[id.index()] = value;
             if !keep {
                 for read in node.inputs() {
-                    if last_reader[read.index()] == Some(id) {
-                        self.pool.release(trace.values[read.index()].take());
+                    if last_reader[read.index()] == Some(id)
+                        && let Some(value) = trace.values[read.index()].take()
+                    {
+                        self.pool.release(value.data);
                     }
                 }
             }
@@ -279,62 +340,70 @@ impl Sweep {
         let graph = net.graph();
         let layout = self.layout.take().unwrap_or_else(|| Layout::new(graph));
         let needs = needs_gradient(net, wanted);
-        let mut flowing: Vec<Option<Numbers>> = vec![None; graph.nodes().len()];
+        let mut flowing: Vec<Option<Gradient>> = vec![None; graph.nodes().len()];
         let mut result = net.params().map(|_, _, _| None);
         for (id, seed) in seeds {
-            self.accumulate(&mut flowing[id.index()], seed.into());
+            self.accumulate(&mut flowing[id.index()], Numbers::from(seed).into());
         }
         let nodes: Vec<(NodeId, &Node)> = graph.iter().collect();
         for (id, node) in nodes.into_iter().rev() {
             let grad = flowing[id.index()].take();
             let pass = Pass { net, layout: &layout, id, node, images };
             match (grad, &done[id.index()]) {
-                (Some(grad), _) if !needs[id.index()] => self.pool.back(grad),
+                (Some(grad), _) if !needs[id.index()] => self.pool.release(grad.0),
                 (Some(grad), None | Some(Done::Passed)) => self.pass_on(node, grad, &needs, &mut flowing),
                 (Some(grad), Some(Done::Flattened)) => {
                     let input = node.inputs()[0];
                     if let Some(view) = layout.view(input) {
                         let map =
                             self.relayout(&dense(graph.node(input), Place::Images), view, images, &grad);
-                        self.accumulate(&mut flowing[input.index()], map);
+                        self.accumulate(&mut flowing[input.index()], map.into());
                     }
-                    self.pool.back(grad);
+                    self.pool.release(grad.0);
                 }
-                (Some(mut grad), Some(done)) => {
+                (Some(grad), Some(_)) if matches!(node.op(), Op::Add) => {
+                    let mut grad = grad;
+                    if let (true, Some(value)) = (layout.rectified(id), &values[id.index()]) {
+                        let mut own = grad.own(&mut self.pool);
+                        relu_backward_in_place(value.data(), &mut own, Par::Rayon);
+                        grad = own.into();
+                    }
+                    self.pass_on(node, grad, &needs, &mut flowing);
+                }
+                (Some(grad), Some(made)) => {
+                    let input = node.inputs()[0].index();
                     let wanted_inputs = node.inputs().iter().map(|i| needs[i.index()]);
                     let wanted: Vec<bool> = wanted_inputs.chain(wanted.get(id).iter().copied()).collect();
-                    if matches!(node.op(), Op::Add) {
-                        if let (true, Some(value)) = (layout.rectified(id), &values[id.index()]) {
-                            relu_backward_in_place(value.data(), &mut grad, Par::Rayon);
+                    let mut onto = flowing[input].take();
+                    let grads = match made {
+                        Done::Dense(layer, saved) => {
+                            self.other_backward(&pass, &**layer, saved, &values, &grad, &wanted)?
                         }
-                        self.pass_on(node, grad, &needs, &mut flowing);
-                    } else {
-                        let grads = match done {
-                            Done::Dense(layer, saved) => {
-                                self.other_backward(&pass, &**layer, saved, &values, &grad, &wanted)?
-                            }
-                            Done::Mapped(saved) => {
-                                self.map_backward(&pass, saved, &values, &mut grad, &wanted)?
-                            }
-                            Done::Passed | Done::Flattened => Gradients::default(),
-                        };
-                        match self.through.contains_key(&node.inputs()[0]) {
-                            // A normalisation hands its gradient on as it is.
-                            true => flowing[node.inputs()[0].index()] = Some(grad),
-                            false => self.pool.back(grad),
+                        Done::Mapped(saved) => {
+                            let inlined = Inlined::of(&pass, &values, &done)?;
+                            self.map_backward(&pass, saved, &values, inlined, &grad, &mut onto, &wanted)?
                         }
-                        for (input, grad) in node.inputs().iter().zip(grads.inputs) {
-                            if let Some(grad) = grad {
-                                self.accumulate(&mut flowing[input.index()], grad);
-                            }
-                        }
-                        let places = result.get_mut(id).iter_mut().zip(grads.learnt);
-                        places.for_each(|(place, grad)| *place = grad);
+                        Done::Passed | Done::Flattened => Gradients::default(),
+                    };
+                    flowing[input] = onto;
+                    match self.through.contains_key(&node.inputs()[0]) {
+                        // A normalisation hands its gradient on as it is.
+                        true => flowing[input] = Some(grad),
+                        false => self.pool.release(grad.0),
                     }
+                    for (input, grad) in node.inputs().iter().zip(grads.inputs) {
+                        if let Some(grad) = grad {
+                            self.accumulate(&mut flowing[input.index()], grad.into());
+                        }
+                    }
+                    let places = result.get_mut(id).iter_mut().zip(grads.learnt);
+                    places.for_each(|(place, grad)| *place = grad);
                 }
                 (None, _) => {}
             }
-            self.pool.release(values[id.index()].take());
+            if let Some(value) = values[id.index()].take() {
+                self.pool.release(value.data);
+            }
         }
         self.used = done.into_iter().map(|done| done.map(Done::into_saved).unwrap_or_default()).collect();
         self.layout = Some(layout);
@@ -342,29 +411,26 @@ impl Sweep {
     }
 
     /// The gradient of every operand is that of the result.
-    fn pass_on(&mut self, node: &Node, grad: Numbers, needs: &[bool], flowing: &mut [Option<Numbers>]) {
-        let mut takers = node.inputs().iter().filter(|i| needs[i.index()]);
-        let first = takers.next();
-        for taker in takers {
-            let mut copy = self.pool.aligned(grad.len());
-            copy.copy_from_slice(&grad);
-            self.accumulate(&mut flowing[taker.index()], copy);
+    fn pass_on(&mut self, node: &Node, grad: Gradient, needs: &[bool], flowing: &mut [Option<Gradient>]) {
+        for taker in node.inputs().iter().filter(|i| needs[i.index()]) {
+            self.accumulate(&mut flowing[taker.index()], grad.clone());
         }
-        match first {
-            Some(first) => self.accumulate(&mut flowing[first.index()], grad),
-            None => self.pool.back(grad),
-        }
+        self.pool.release(grad.0);
     }
 
-    /// `sum += grad`, or `grad` itself if it is the first.
-    fn accumulate(&mut self, sum: &mut Option<Numbers>, grad: Numbers) {
-        match sum {
-            None => *sum = Some(grad),
+    /// `sum + grad`, or `grad` itself if it is the first.
+    fn accumulate(&mut self, sum: &mut Option<Gradient>, grad: Gradient) {
+        *sum = Some(match sum.take() {
+            None => grad,
             Some(sum) => {
-                accumulate(&grad, sum, Par::Rayon);
-                self.pool.back(grad);
+                // Added to the one that need not be copied.
+                let (to, from) = if sum.is_alone() { (sum, grad) } else { (grad, sum) };
+                let mut to = to.own(&mut self.pool);
+                accumulate(&from, &mut to, Par::Rayon);
+                self.pool.release(from.0);
+                to.into()
             }
-        }
+        });
     }
 }
 

@@ -215,6 +215,13 @@ pub struct Moments {
     around: [f64; BLOCK],
 }
 
+/// Sums over a block of an image: gradients of the result of a normalisation, and those times the distances from the mean.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientSums {
+    plain: [f64; BLOCK],
+    product: [f64; BLOCK],
+}
+
 /// A normalisation of a batch: `x^ = (src - mean) / sqrt(var + eps)`, `dst = gamma x^ + beta`, `max(dst, 0)` if `relu`.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<'a> {
@@ -283,16 +290,48 @@ impl BatchNorm<'_> {
         mean.into_iter().zip(scale).zip(beta).map(|((mean, scale), beta)| [mean, scale, beta]).collect()
     }
 
-    /// Normalises `images` images, zeros in the border of the result included.
+    /// Normalises `images` images, zeros in the border of the result included. If there is a summand, laid out like the result, it
+    /// is added before negative results become zero.
     ///
     /// # Panics
     /// If a view is not blocked or does not own its memory, channels or pixels differ, or a length does not fit.
-    pub fn forward(&self, view: &View, images: usize, src: &[f32], to: &View, dst: &mut [f32], par: Par) {
+    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+    pub fn forward(
+        &self,
+        view: &View,
+        images: usize,
+        src: &[f32],
+        add: Option<&[f32]>,
+        to: &View,
+        dst: &mut [f32],
+        par: Par,
+    ) {
         let (from, to) = self.maps(view, to, images);
         from.check("batch norm", src.len());
         to.check("batch norm", dst.len());
+        add.iter().for_each(|add| to.check("batch norm", add.len()));
         let lanes = self.lanes(&from);
-        to.fill_lanes(par, dst, 1, &Forward { from, to, lanes, src, relu: self.relu });
+        to.fill_lanes(par, dst, 1, &Forward { from, to, lanes, src, add, relu: self.relu });
+    }
+
+    /// What [`gradients`](Self::gradients) adds up for each of `images` images; `grad_dst` is laid out like the result.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn gradient_sums(
+        &self,
+        view: &View,
+        images: usize,
+        src: &[f32],
+        to: &View,
+        grad_dst: &[f32],
+        par: Par,
+    ) -> Vec<GradientSums> {
+        let (from, to) = self.maps(view, to, images);
+        from.check("batch norm", src.len());
+        to.check("batch norm", grad_dst.len());
+        let lanes = self.lanes(&from);
+        from.sums(par, &SumsOf { from, to, lanes, src, grad: grad_dst, relu: self.relu })
     }
 
     /// Gradient of [`forward`](Self::forward) where mean and variance are the batch's own: it passes through them too. With `n`
@@ -304,40 +343,34 @@ impl BatchNorm<'_> {
     /// grad_src   = gamma / sqrt(var + eps) * (grad_dst - grad_beta / n - x^ * grad_gamma / n)
     /// ```
     ///
-    /// These are the first two, over all images; `grad_dst` is laid out like the result. [`backward_src`](Self::backward_src)
-    /// gives the third.
+    /// These are the first two, from the sums of all images, in order. [`backward_src`](Self::backward_src) gives the third.
     ///
     /// # Panics
-    /// As [`forward`](Self::forward).
-    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
-    pub fn backward(
+    /// If there are not as many sums for each image as the view has blocks, or a length does not fit.
+    pub fn gradients(
         &self,
         view: &View,
-        images: usize,
-        src: &[f32],
-        to: &View,
-        grad_dst: &[f32],
+        sums: &[GradientSums],
         grad_gamma: &mut [f32],
         grad_beta: &mut [f32],
-        par: Par,
     ) {
-        let (from, to) = self.maps(view, to, images);
-        from.check("batch norm", src.len());
-        to.check("batch norm", grad_dst.len());
         let channels = view.channels();
         assert!(grad_gamma.len() == channels && grad_beta.len() == channels, "batch norm: gradients");
-        let lanes = self.lanes(&from);
-        let parts = from.sums(par, &GradientSums { from, to, lanes, src, grad: grad_dst, relu: self.relu });
-        from.channels(|channel, block, lane| {
-            let sum = |which: usize| -> f64 {
-                parts.iter().skip(block).step_by(view.blocks()).map(|part| part[which][lane]).sum()
-            };
-            grad_beta[channel] = sum(0) as f32;
-            grad_gamma[channel] = (sum(1) / f64::from(self.var[channel] + self.eps).sqrt()) as f32;
+        assert!(
+            self.var.len() == channels && !sums.is_empty() && sums.len().is_multiple_of(view.blocks()),
+            "batch norm: {} sums of {view:?}",
+            sums.len()
+        );
+        let maps = Maps::new("batch norm", view, sums.len() / view.blocks());
+        maps.channels(|channel, block, lane| {
+            let parts = || sums.iter().skip(block).step_by(view.blocks());
+            let product: f64 = parts().map(|part| part.product[lane]).sum();
+            grad_beta[channel] = parts().map(|part| part.plain[lane]).sum::<f64>() as f32;
+            grad_gamma[channel] = (product / f64::from(self.var[channel] + self.eps).sqrt()) as f32;
         });
     }
 
-    /// Gradient of the input of `images` images, given the sums of [`backward`](Self::backward) over all `batch` images of which
+    /// Gradient of the input of `images` images, given the [`gradients`](Self::gradients) over all `batch` images of which
     /// these are some. It is laid out like the input and overwritten, zeros in its border included.
     ///
     /// # Panics
@@ -366,7 +399,7 @@ impl BatchNorm<'_> {
         let inverse = |channel: usize| 1.0 / (self.var[channel] + self.eps).sqrt();
         let shift = from.spread(|channel| grad_beta[channel] / count);
         let slope = from.spread(|channel| grad_gamma[channel] / count * inverse(channel));
-        let sums = GradientSums { from, to, lanes, src, grad: grad_dst, relu: self.relu };
+        let sums = SumsOf { from, to, lanes, src, grad: grad_dst, relu: self.relu };
         from.fill(par, grad_src, 2, &Backward { sums, shift, slope });
     }
 }
@@ -429,6 +462,7 @@ struct Forward<'a> {
     to: Maps<'a>,
     lanes: Vec<[Lanes; 3]>,
     src: &'a [f32],
+    add: Option<&'a [f32]>,
     relu: bool,
 }
 
@@ -436,24 +470,33 @@ impl FillLanes for Forward<'_> {
     // With plain arrays the compiler takes sixteen pixels at a time in place of sixteen channels, and gathers them.
     #[inline(always)]
     unsafe fn fill<L: lanes::Lanes>(&self, k: usize, block: &mut [f32]) {
+        let Self { from, to, src, relu, .. } = *self;
+        let (src, add) = (from.block(src, k), self.add.map(|add| to.block(add, k)));
         let numbers = &self.lanes[k % self.lanes.len()];
-        let src = self.from.block(self.src, k);
         // SAFETY: promised by the caller; every pointer is to a whole pixel.
         unsafe {
             let [mean, scale, beta] = [0, 1, 2].map(|i: usize| L::load(numbers[i].as_ptr()));
-            for y in 0..self.from.view.size[0] {
-                for (dst, src) in self.to.row_mut(block, y).iter_mut().zip(self.from.row(src, y)) {
-                    let distance = L::sub(L::load(src.as_ptr()), mean);
-                    let value = L::add(L::mul(distance, scale), beta);
-                    L::store(dst.as_mut_ptr(), if self.relu { L::relu(value) } else { value });
+            let normalise = |src: &Lanes| {
+                let distance = L::sub(L::load(src.as_ptr()), mean);
+                L::add(L::mul(distance, scale), beta)
+            };
+            let store = |dst: &mut Lanes, value| {
+                L::store(dst.as_mut_ptr(), if relu { L::relu(value) } else { value });
+            };
+            for y in 0..from.view.size[0] {
+                let row = to.row_mut(block, y).iter_mut().zip(from.row(src, y));
+                match add {
+                    None => row.for_each(|(dst, src)| store(dst, normalise(src))),
+                    Some(add) => row.zip(to.row(add, y)).for_each(|((dst, src), add)| {
+                        store(dst, L::add(normalise(src), L::load(add.as_ptr())));
+                    }),
                 }
             }
         }
     }
 }
 
-/// Sums of the gradients of the result, and of those times the distances from the mean.
-struct GradientSums<'a> {
+struct SumsOf<'a> {
     from: Maps<'a>,
     to: Maps<'a>,
     lanes: Vec<[Lanes; 3]>,
@@ -462,7 +505,7 @@ struct GradientSums<'a> {
     relu: bool,
 }
 
-impl GradientSums<'_> {
+impl SumsOf<'_> {
     /// Results up to this one let no gradient pass.
     #[inline(always)]
     fn least(&self) -> f32 {
@@ -470,15 +513,15 @@ impl GradientSums<'_> {
     }
 }
 
-impl Sum for GradientSums<'_> {
-    type Sum = [[f64; BLOCK]; 2];
+impl Sum for SumsOf<'_> {
+    type Sum = GradientSums;
 
     #[inline(always)]
-    fn sum(&self, k: usize) -> [[f64; BLOCK]; 2] {
+    fn sum(&self, k: usize) -> GradientSums {
         let [mean, scale, beta] = &self.lanes[k % self.lanes.len()];
         let (src, grad) = (self.from.block(self.src, k), self.to.block(self.grad, k));
         let least = self.least();
-        let mut total = [[0.0; BLOCK]; 2];
+        let mut total = GradientSums { plain: [0.0; BLOCK], product: [0.0; BLOCK] };
         for y in 0..self.from.view.size[0] {
             let runs = self.from.row(src, y).chunks(RUN).zip(self.to.row(grad, y).chunks(RUN));
             for (src, grad) in runs {
@@ -492,8 +535,8 @@ impl Sum for GradientSums<'_> {
                         product[lane] += g * distance;
                     }
                 }
-                add_up(&mut total[0], &plain);
-                add_up(&mut total[1], &product);
+                add_up(&mut total.plain, &plain);
+                add_up(&mut total.product, &product);
             }
         }
         total
@@ -501,7 +544,7 @@ impl Sum for GradientSums<'_> {
 }
 
 struct Backward<'a> {
-    sums: GradientSums<'a>,
+    sums: SumsOf<'a>,
     shift: Vec<Lanes>,
     slope: Vec<Lanes>,
 }
@@ -509,7 +552,7 @@ struct Backward<'a> {
 impl Fill for Backward<'_> {
     #[inline(always)]
     fn fill(&self, k: usize, block: &mut [f32]) {
-        let GradientSums { from, to, lanes, src, grad, .. } = &self.sums;
+        let SumsOf { from, to, lanes, src, grad, .. } = &self.sums;
         let index = k % lanes.len();
         let ([mean, scale, beta], shift, slope) = (lanes[index], self.shift[index], self.slope[index]);
         let (src, grad) = (from.block(src, k), to.block(grad, k));

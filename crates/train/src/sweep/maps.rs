@@ -1,7 +1,8 @@
 //! Ops on maps in blocks of channels.
 
-use super::conv::{Through, normalisation};
-use super::{Gradients, Pass, Sweep, Value, no_map, with_learnt};
+use super::conv::{Read, Through, normalisation};
+use super::inlined::{Inlined, Norm, with_norm};
+use super::{Gradient, Gradients, Made, Pass, Sweep, Value, no_map, with_learnt};
 use crate::layout::read;
 use crate::net::Mode;
 use crate::ops::{Saved, Statistics};
@@ -12,24 +13,31 @@ use cofilter_kernels::{self as kernels, Par};
 use std::sync::Arc;
 
 impl Sweep {
-    /// The op of a node on blocked maps, if there is one.
+    /// The op of a node on blocked maps, if there is one; `inlined` is what it reads that was not stored.
     pub(super) fn map_forward(
         &mut self,
         pass: &Pass<'_>,
         inputs: &[&Value],
+        inlined: Option<Inlined<'_>>,
         mode: Mode,
+        keep: bool,
         saved: &mut Saved,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Made> {
         let Pass { net, layout, id, node, images } = *pass;
         let (Some(view), Some(from)) = (layout.view(id), node.inputs().first().and_then(|i| layout.view(*i)))
         else {
-            return Ok(None);
+            return Ok(Made::Nothing);
         };
+        let train = matches!(mode, Mode::Train { .. });
         let relu = layout.rectified(id);
         let numbers: Vec<&[f32]> = inputs.iter().map(|input| input.data()).collect();
         let dst = match node.op() {
             Op::Conv2d(conv) if !layout.crowded(id) => {
-                self.conv_forward(pass, conv, numbers[0], matches!(mode, Mode::Train { .. }))?
+                let src = numbers.first().copied();
+                with_norm(net, inlined, |norm| match Read::of(src, norm) {
+                    Some(src) => self.conv_forward(pass, conv, src, train),
+                    None => Err(no_map(node)),
+                })??
             }
             Op::BatchNorm(bn) => {
                 let channels = node.shape().channels();
@@ -47,16 +55,16 @@ impl Sweep {
                         s
                     }
                 };
+                if train && keep && layout.inlines(id, images) {
+                    *saved = Saved::Statistics(statistics);
+                    return Ok(Made::Later);
+                }
                 let mut dst = self.pool.aligned(view.memory_len(images));
                 with_learnt(net, id, |params| {
                     let norm = normalisation(&statistics, bn.eps, params, relu);
-                    norm.forward(from, images, numbers[0], view, &mut dst, Par::Rayon);
+                    norm.forward(from, images, numbers[0], None, view, &mut dst, Par::Rayon);
                 })?;
-                *saved = if matches!(mode, Mode::Train { .. }) {
-                    Saved::Statistics(statistics)
-                } else {
-                    Saved::Nothing
-                };
+                *saved = if train { Saved::Statistics(statistics) } else { Saved::Nothing };
                 dst
             }
             Op::Relu if !layout.done(id) => {
@@ -66,7 +74,14 @@ impl Sweep {
             }
             Op::Add => {
                 let mut dst = self.pool.aligned(view.memory_len(images));
-                kernels::add(&numbers, relu, &mut dst, Par::Rayon);
+                with_norm(net, inlined, |norm| match norm {
+                    None => kernels::add(&numbers, relu, &mut dst, Par::Rayon),
+                    Some(Norm { norm, src, from, .. }) => {
+                        let norm = BatchNorm { relu, ..norm };
+                        let add = numbers.first().copied();
+                        norm.forward(from, images, src, add, view, &mut dst, Par::Rayon);
+                    }
+                })?;
                 dst
             }
             Op::Pool2d(pool) => {
@@ -98,35 +113,44 @@ impl Sweep {
                 self.pool.give(scratch);
                 dst
             }
-            _ => return Ok(None),
+            _ => return Ok(Made::Nothing),
         };
         let dims = std::iter::once(images).chain(node.shape().dims()).collect();
-        Ok(Some(Value { dims, data: Arc::new(dst) }))
+        Ok(Made::Map(Value { dims, data: Arc::new(dst) }))
     }
 
-    /// The gradients of the inputs of an op on blocked maps, then those of its learnt tensors.
+    /// The gradients of the inputs of an op on blocked maps, then those of its learnt tensors. `onto` is the sum of the gradients
+    /// that have reached its input; where it is taken, that of the input includes it.
+    #[expect(clippy::too_many_arguments, reason = "what a backward pass knows")]
     pub(super) fn map_backward(
         &mut self,
         pass: &Pass<'_>,
         saved: &Saved,
         values: &[Option<Value>],
-        grad: &mut [f32],
+        inlined: Option<Inlined<'_>>,
+        grad: &Gradient,
+        onto: &mut Option<Gradient>,
         wanted: &[bool],
     ) -> Result<Gradients> {
         let Pass { net, layout, id, node, images } = *pass;
         let input = node.inputs()[0];
-        let (Some(view), Some(from), Some(src), Some(dst)) =
-            (layout.view(id), layout.view(input), &values[input.index()], &values[id.index()])
-        else {
+        let (Some(view), Some(from)) = (layout.view(id), layout.view(input)) else {
             return Err(no_map(node));
         };
-        let (src, dst) = (src.data(), dst.data());
+        let stored = |id: cofilter_graph::NodeId| values[id.index()].as_ref().map(Value::data);
+        let (src, dst) = (stored(input), stored(id));
+        if let Op::Conv2d(conv) = node.op() {
+            let through = self.through.remove(&id);
+            return with_norm(net, inlined, |norm| match (Read::of(src, norm), dst) {
+                (Some(src), Some(dst)) => {
+                    self.conv_backward(pass, conv, src, dst, grad, onto, through.as_ref(), wanted)
+                }
+                _ => Err(no_map(node)),
+            })?;
+        }
+        let Some(src) = src else { return Err(no_map(node)) };
         let mut grads = Gradients { inputs: vec![None; 1], learnt: vec![None; wanted.len() - 1] };
         match node.op() {
-            Op::Conv2d(conv) => {
-                let through = self.through.remove(&id);
-                grads = self.conv_backward(pass, conv, src, dst, grad, through.as_ref(), wanted)?;
-            }
             Op::BatchNorm(bn) => {
                 let Saved::Statistics(statistics) = saved else {
                     let reason = format!("`{}`: gradients with running statistics", node.name());
@@ -139,7 +163,11 @@ impl Sweep {
                     (wanted[0] && !deferred).then(|| self.pool.aligned(from.memory_len(images)));
                 with_learnt(net, id, |params| {
                     let norm = normalisation(statistics, bn.eps, params, layout.rectified(id));
-                    norm.backward(from, images, src, view, grad, &mut gamma, &mut beta, Par::Rayon);
+                    let sums = self
+                        .sums
+                        .remove(&id)
+                        .unwrap_or_else(|| norm.gradient_sums(from, images, src, view, grad, Par::Rayon));
+                    norm.gradients(from, &sums, &mut gamma, &mut beta);
                     if let Some(grad_src) = &mut grad_src {
                         let sums = [&*gamma, &*beta];
                         norm.backward_src(images, from, images, src, view, grad, sums, grad_src, Par::Rayon);
@@ -156,6 +184,7 @@ impl Sweep {
                 }
             }
             Op::Relu if wanted[0] => {
+                let Some(dst) = dst else { return Err(no_map(node)) };
                 let mut grad_src = self.pool.aligned(grad.len());
                 kernels::relu_backward(dst, grad, &mut grad_src, Par::Rayon);
                 grads.inputs[0] = Some(grad_src);
@@ -166,6 +195,7 @@ impl Sweep {
                 let pooling = Pooling { kernel, stride, padding };
                 match pool.kind {
                     PoolKind::Max => {
+                        let Some(dst) = dst else { return Err(no_map(node)) };
                         pooling.max_backward(from, images, src, view, dst, grad, &mut grad_src, Par::Rayon);
                     }
                     PoolKind::Average => {

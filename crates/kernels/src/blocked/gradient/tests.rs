@@ -59,11 +59,23 @@ fn batch_norm_is_that_of_dense_maps() {
             crate::batch_norm(&shape, &x, &mean, &var, 1e-5, &gamma, &beta, relu, &mut expected, Par::Serial);
             let found = same(|par| {
                 let mut dst = vec![f32::NAN; to.memory_len(IMAGES)];
-                norm.forward(&from, IMAGES, &src, &to, &mut dst, par);
+                norm.forward(&from, IMAGES, &src, None, &to, &mut dst, par);
                 vec![dst]
             });
             check_zeros(&to, IMAGES, &found[0]);
             close(&unpack(&to, IMAGES, &found[0]), &expected, 0.0);
+            let grad = packed(&to, &g);
+            // With a summand.
+            let plain = BatchNorm { relu: false, ..norm };
+            let (mut sum, mut dst) = (vec![0.0; grad.len()], vec![f32::NAN; grad.len()]);
+            plain.forward(&from, IMAGES, &src, None, &to, &mut dst, Par::Serial);
+            crate::add(&[&dst, &grad], relu, &mut sum, Par::Serial);
+            let found = same(|par| {
+                let mut dst = vec![f32::NAN; to.memory_len(IMAGES)];
+                norm.forward(&from, IMAGES, &src, Some(&grad), &to, &mut dst, par);
+                vec![dst]
+            });
+            close(&found[0], &sum, 0.0);
             let mut masked = g.clone();
             if relu {
                 crate::relu_backward(&expected, &g, &mut masked, Par::Serial);
@@ -83,13 +95,19 @@ fn batch_norm_is_that_of_dense_maps() {
                 &mut dbeta,
                 Par::Serial,
             );
-            let grad = packed(&to, &g);
             let found = same(|par| {
                 let mut dx = vec![f32::NAN; from.memory_len(IMAGES)];
                 let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-                norm.backward(&from, IMAGES, &src, &to, &grad, &mut dgamma, &mut dbeta, par);
                 let (one, other) = (from.image_stride, to.image_stride);
-                for (images, at) in [(1, 0), (IMAGES - 1, 1)] {
+                let pieces = [(1, 0), (IMAGES - 1, 1)];
+                let mut sums = Vec::new();
+                for (images, at) in pieces {
+                    let (src, grad) =
+                        (&src[at * one..][..images * one], &grad[at * other..][..images * other]);
+                    sums.extend(norm.gradient_sums(&from, images, src, &to, grad, par));
+                }
+                norm.gradients(&from, &sums, &mut dgamma, &mut dbeta);
+                for (images, at) in pieces {
                     norm.backward_src(
                         IMAGES,
                         &from,
@@ -218,8 +236,9 @@ fn batch_norm_is_that_of_the_formulas() {
             let norm = BatchNorm { mean: &mean, var: &var, eps: 1e-5, gamma: &gamma, beta: &beta, relu };
             let (mut y, mut dx) = (vec![f32::NAN; src.len()], vec![f32::NAN; src.len()]);
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-            norm.forward(&view, IMAGES, &src, &view, &mut y, Par::Serial);
-            norm.backward(&view, IMAGES, &src, &view, &grad, &mut dgamma, &mut dbeta, Par::Serial);
+            norm.forward(&view, IMAGES, &src, None, &view, &mut y, Par::Serial);
+            let sums = norm.gradient_sums(&view, IMAGES, &src, &view, &grad, Par::Serial);
+            norm.gradients(&view, &sums, &mut dgamma, &mut dbeta);
             let sums = [&*dgamma, &*dbeta];
             norm.backward_src(IMAGES, &view, IMAGES, &src, &view, &grad, sums, &mut dx, Par::Serial);
             let found = [unpack(&view, IMAGES, &y), unpack(&view, IMAGES, &dx), dgamma, dbeta];

@@ -111,9 +111,8 @@ unsafe fn columns<L: Lanes, const N: usize>(
             for (r, value) in column.iter_mut().enumerate() {
                 *value = pixel(r, s);
             }
-            let column = transform::input::<L, N>(column);
-            for (r, value) in column.iter().enumerate() {
-                half[r][s] = *value;
+            for (row, value) in half.iter_mut().zip(transform::input::<L, N>(column)) {
+                row[s] = value;
             }
         }
         half
