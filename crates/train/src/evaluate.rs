@@ -133,4 +133,21 @@ mod tests {
             assert_eq!(run(range.clone()), all[range.start * 5..range.end * 5], "{range:?}");
         }
     }
+    /// Maps that in training are computed where they are read are not there to be read by anything else.
+    #[test]
+    fn scores_of_a_residual_network_are_those_of_the_tape() {
+        let config = cofilter_zoo::Config { input: Some(Shape::map(3, 16, 16)), ..Default::default() };
+        let model = cofilter_zoo::Network::by_name("resnet20", &config).unwrap().model(1).unwrap();
+        let net = Net::new(&model).unwrap();
+        let images: Vec<f32> = (0..25 * 768).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+        let tensor =
+            candle_core::Tensor::from_slice(&images, (25, 3, 16, 16), &candle_core::Device::Cpu).unwrap();
+        let expected = net.forward(&tensor, Mode::Eval).unwrap().remove(0);
+        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+        let scores = Scorer::new(Device::Cpu, 0.0).scores(&net, images, 25).unwrap().0;
+        assert_eq!(scores.len(), expected.len());
+        for (found, expected) in scores.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{found}, not {expected}");
+        }
+    }
 }

@@ -153,6 +153,8 @@ enum Done {
     Flattened,
     /// An op on blocked maps.
     Mapped(Saved),
+    /// A normalisation that is computed where it is read.
+    Later(Saved),
     /// A layer on dense numbers.
     Dense(Box<dyn Layer>, Saved),
 }
@@ -245,11 +247,11 @@ impl Sweep {
                     let mut saved = self.used.get_mut(id.index()).map(std::mem::take).unwrap_or_default();
                     let inputs: Vec<&Value> =
                         node.inputs().iter().filter_map(|i| trace.values[i.index()].as_ref()).collect();
-                    let inlined = Inlined::of(&pass, &trace.values, &trace.done)?;
+                    let inlined = Inlined::of((net, &layout), id, &trace.values, &trace.done);
                     let (value, done) =
                         match self.map_forward(&pass, &inputs, inlined, mode, keep, &mut saved)? {
                             Made::Map(value) => (Some(value), Done::Mapped(saved)),
-                            Made::Later => (None, Done::Mapped(saved)),
+                            Made::Later => (None, Done::Later(saved)),
                             // A ReLU of such a node.
                             Made::Nothing if inputs.is_empty() => (None, Done::Passed),
                             Made::Nothing => {
@@ -258,7 +260,9 @@ impl Sweep {
                             }
                         };
                     if let (
-                        Done::Mapped(Saved::Statistics(s)) | Done::Dense(_, Saved::Statistics(s)),
+                        Done::Mapped(Saved::Statistics(s))
+                        | Done::Later(Saved::Statistics(s))
+                        | Done::Dense(_, Saved::Statistics(s)),
                         Mode::Train { .. },
                     ) = (&done, mode)
                     {
@@ -379,8 +383,8 @@ impl Sweep {
                         Done::Dense(layer, saved) => {
                             self.other_backward(&pass, &**layer, saved, &values, &grad, &wanted)?
                         }
-                        Done::Mapped(saved) => {
-                            let inlined = Inlined::of(&pass, &values, &done)?;
+                        Done::Mapped(saved) | Done::Later(saved) => {
+                            let inlined = Inlined::of((net, &layout), id, &values, &done);
                             self.map_backward(&pass, saved, &values, inlined, &grad, &mut onto, &wanted)?
                         }
                         Done::Passed | Done::Flattened => Gradients::default(),
@@ -448,7 +452,7 @@ impl Done {
     fn into_saved(self) -> Saved {
         match self {
             Self::Passed | Self::Flattened => Saved::Nothing,
-            Self::Mapped(saved) | Self::Dense(_, saved) => saved,
+            Self::Mapped(saved) | Self::Later(saved) | Self::Dense(_, saved) => saved,
         }
     }
 }

@@ -32,7 +32,7 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     /// Pointer to a pixel of a block, see [`View::at`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *const f32 {
         match view.place {
             Place::Images => self.images.wrapping_add(view.at(self.first + image, block, y, x)),
@@ -41,7 +41,7 @@ impl Memory {
     }
 
     /// Pointer to a pixel of a block that is written, see [`View::at`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at_mut(&self, view: &View, image: usize, block: usize, y: isize, x: isize) -> *mut f32 {
         let base = match view.place {
             Place::Worker => return self.worker.wrapping_add(view.at(image, block, y, x)),

@@ -1,7 +1,7 @@
 //! Normalisations that are computed where they are read.
 
 use super::conv::normalisation;
-use super::{Done, Pass, Value, no_map, with_learnt};
+use super::{Done, Value, with_learnt};
 use crate::Result;
 use crate::layout::Layout;
 use crate::net::Net;
@@ -34,29 +34,21 @@ pub(super) struct Norm<'a> {
 }
 
 impl<'a> Inlined<'a> {
-    /// The one that a node reads, if it reads one.
+    /// The one that this node reads, if it reads one.
     pub(super) fn of(
-        pass: &Pass<'a>,
+        (net, layout): (&Net, &'a Layout),
+        reader: NodeId,
         values: &'a [Option<Value>],
         done: &'a [Option<Done>],
-    ) -> Result<Option<Self>> {
-        let layout: &'a Layout = pass.layout;
-        let unstored = |id: &NodeId| values[id.index()].is_none();
-        let Some(id) = layout.inlined(pass.id).filter(unstored) else { return Ok(None) };
-        let node = pass.net.graph().node(id);
+    ) -> Option<Self> {
+        let id = layout.inlined(reader)?;
+        let Some(Done::Later(Saved::Statistics(statistics))) = &done[id.index()] else { return None };
+        let node = net.graph().node(id);
+        let Op::BatchNorm(bn) = node.op() else { return None };
         let input = node.inputs()[0];
-        let (
-            Op::BatchNorm(bn),
-            Some(Done::Mapped(Saved::Statistics(statistics))),
-            Some(src),
-            Some(from),
-            Some(to),
-        ) = (node.op(), &done[id.index()], &values[input.index()], layout.view(input), layout.view(id))
-        else {
-            return Err(no_map(node));
-        };
-        let relu = layout.rectified(id);
-        Ok(Some(Self { node: id, statistics, eps: bn.eps, relu, src: src.data(), from, to }))
+        let (src, relu) = (values[input.index()].as_ref()?.data(), layout.rectified(id));
+        let (from, to) = (layout.view(input)?, layout.view(id)?);
+        Some(Self { node: id, statistics, eps: bn.eps, relu, src, from, to })
     }
 }
 

@@ -73,6 +73,9 @@ impl Sweep {
                 dst
             }
             Op::Add => {
+                if numbers.len() + usize::from(inlined.is_some()) != node.inputs().len() {
+                    return Err(no_map(node));
+                }
                 let mut dst = self.pool.aligned(view.memory_len(images));
                 with_norm(net, inlined, |norm| match norm {
                     None => kernels::add(&numbers, relu, &mut dst, Par::Rayon),
