@@ -98,6 +98,9 @@ pub struct Options {
     /// Iterations of a fine-tuning of convnet or resnet20, where that is shortened further
     #[arg(long, value_name = "N", requires = "iterations")]
     pub tuning: Option<u64>,
+    /// Images of an update of convnet or resnet20, where not as published
+    #[arg(long, value_name = "N", conflicts_with_all = ["full", "quick"])]
+    pub batch: Option<usize>,
     /// The published schedules of convnet or resnet20, which take days
     #[arg(long, conflicts_with = "quick")]
     pub full: bool,
@@ -143,6 +146,7 @@ impl Options {
             ("--budget", self.budget.is_some()),
             ("--iterations", self.iterations.is_some()),
             ("--tuning", self.tuning.is_some()),
+            ("--batch", self.batch.is_some()),
             ("--full", self.full),
             ("--from-scratch", self.from_scratch),
             ("--max-drop", self.max_drop.is_some()),
@@ -167,6 +171,9 @@ impl Options {
         }
         ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
         ensure!(self.tuning != Some(0), "--tuning 0: at least one is needed");
+        if let Some(batch) = self.batch {
+            ensure!((1..=10_000).contains(&batch), "--batch {batch}: expected 1 to 10000 images");
+        }
         if let Some(budget) = self.budget {
             ensure!(budget.as_secs() >= 60, "--budget {budget}: at least a minute is needed");
         }

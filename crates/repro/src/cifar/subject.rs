@@ -37,6 +37,8 @@ pub(super) struct Subject {
     pub(super) scale: f64,
     /// Iterations of a fine-tuning, if not by the same times.
     pub(super) tuning: Option<u64>,
+    /// Images of an update of the authors, if there are others here.
+    published_batch: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,11 +106,14 @@ const FEWEST: u64 = 10;
 impl Subject {
     /// The network of an experiment.
     pub(super) fn new(options: &Options) -> Result<Self> {
-        let subject = match options.experiment {
+        let mut subject = match options.experiment {
             Experiment::Convnet => Self::convnet(options.from_scratch)?,
             Experiment::Resnet20 => Self::resnet20(options.from_scratch)?,
             other => bail!("{}: no experiment of this kind", other.name()),
         };
+        if let Some(batch) = options.batch {
+            (subject.published_batch, subject.solver.batch) = (Some(subject.solver.batch), batch);
+        }
         let scaling = if options.adaptive { Scaling::Adaptive } else { Scaling::Fixed };
         Ok(Self { scaling, ..subject })
     }
@@ -149,6 +154,7 @@ impl Subject {
             max_drop: 0.0,
             scale: 1.0,
             tuning: None,
+            published_batch: None,
         })
     }
 
@@ -182,6 +188,7 @@ impl Subject {
             max_drop: 0.75,
             scale: 1.0,
             tuning: None,
+            published_batch: None,
         })
     }
 
@@ -218,6 +225,12 @@ impl Subject {
                  offers; which of their results were made so is not known."
                     .into(),
             );
+        }
+        if let Some(batch) = self.published_batch {
+            notes.push(format!(
+                "An update is of {} images, the authors' of {batch}, at the same learning rates.",
+                self.solver.batch
+            ));
         }
         if self.name == "resnet20" {
             notes.push(
