@@ -1,10 +1,12 @@
-//! Training on blocked maps: batch normalisation and the gradients of pooling and of local response normalisation.
+//! Training on blocked maps: batch normalisation, channels that are put together, and the gradients of pooling and of local response
+//! normalisation.
 //!
 //! Every function takes maps that own their memory, which begins with the border of the first image. Sums are taken block by
 //! block of an image, in double precision over single ones of at most [`RUN`] pixels, and added image by image: the result has
 //! the same bits for any number of threads.
 #![expect(unsafe_code, reason = "loops of vectors")]
 
+mod channels;
 mod lrn;
 mod pooling;
 
@@ -13,6 +15,7 @@ use super::{BLOCK, View};
 use crate::Par;
 use crate::pieces::for_each_piece;
 use crate::tier::{self, Vectorised, vectorised};
+pub use channels::{Channels, gather_channels};
 pub use lrn::LocalNorm;
 pub use pooling::{Pooling, adaptive_avg_pool_backward};
 use rayon::prelude::*;
@@ -98,8 +101,14 @@ impl<'a> Maps<'a> {
         block[..above * row_stride].fill(0.0);
         block[(above + height) * row_stride..].fill(0.0);
         for row in block[above * row_stride..(above + height) * row_stride].chunks_exact_mut(*row_stride) {
-            row[..beside * BLOCK].fill(0.0);
-            row[(beside + width) * BLOCK..].fill(0.0);
+            let pixels = row.as_chunks_mut().0;
+            // Where it is one pixel, as nearly always, without a call.
+            if let (1, [left, .., right]) = (beside, &mut *pixels) {
+                [*left, *right] = [[0.0; BLOCK]; 2];
+            } else {
+                pixels[..beside].fill([0.0; BLOCK]);
+                pixels[beside + width..].fill([0.0; BLOCK]);
+            }
         }
     }
 

@@ -27,7 +27,10 @@ mod winograd;
 
 pub use aligned::Aligned;
 pub use conv::{InputGradient, PackedMemory, WeightGradient, Weights, Window};
-pub use gradient::{BatchNorm, GradientSums, LocalNorm, Moments, Pooling, adaptive_avg_pool_backward};
+pub use gradient::{
+    BatchNorm, Channels, GradientSums, LocalNorm, Moments, Pooling, adaptive_avg_pool_backward,
+    gather_channels,
+};
 pub use linear::{LinearWeights, Storage};
 pub use sequence::{Lengths, Part, Sequence, Step};
 pub use team::Team;

@@ -3,12 +3,14 @@
 use super::conv::{Read, Through, normalisation};
 use super::inlined::{Inlined, Norm, with_norm};
 use super::{Gradient, Gradients, Made, Pass, Sweep, Value, no_map, with_learnt};
-use crate::layout::read;
+use crate::layout::{Layout, read};
 use crate::net::Mode;
 use crate::ops::{Saved, Statistics};
 use crate::{Error, Result};
-use cofilter_graph::{Lrn, LrnRegion, Op, Pool2d, PoolKind};
-use cofilter_kernels::blocked::{BatchNorm, LocalNorm, Pooling, Step, adaptive_avg_pool_backward};
+use cofilter_graph::{Lrn, LrnRegion, Node, NodeId, Op, Pool2d, PoolKind};
+use cofilter_kernels::blocked::{
+    BLOCK, BatchNorm, Channels, LocalNorm, Pooling, Step, adaptive_avg_pool_backward, gather_channels,
+};
 use cofilter_kernels::{self as kernels, Par};
 use std::sync::Arc;
 
@@ -87,6 +89,13 @@ impl Sweep {
                 })?;
                 dst
             }
+            Op::Concat | Op::PadChannels(_) => {
+                let Some(sources) = sources(layout, node, &numbers) else { return Ok(Made::Nothing) };
+                let before = if let Op::PadChannels(pad) = node.op() { pad.before } else { 0 };
+                let mut dst = self.pool.aligned(view.memory_len(images));
+                gather_channels(&sources, before, view, images, &mut dst, Par::Rayon);
+                dst
+            }
             Op::Pool2d(pool) => {
                 let mut dst = self.pool.aligned(view.memory_len(images));
                 let Pool2d { kernel, stride, padding, count_padding, .. } = *pool;
@@ -140,7 +149,7 @@ impl Sweep {
         let (Some(view), Some(from)) = (layout.view(id), layout.view(input)) else {
             return Err(no_map(node));
         };
-        let stored = |id: cofilter_graph::NodeId| values[id.index()].as_ref().map(Value::data);
+        let stored = |id: NodeId| values[id.index()].as_ref().map(Value::data);
         let (src, dst) = (stored(input), stored(id));
         if let Op::Conv2d(conv) = node.op() {
             let through = self.through.remove(&id);
@@ -150,6 +159,9 @@ impl Sweep {
                 }
                 _ => Err(no_map(node)),
             })?;
+        }
+        if let Op::Concat | Op::PadChannels(_) = node.op() {
+            return self.take_apart(pass, grad, wanted);
         }
         let Some(src) = src else { return Err(no_map(node)) };
         let mut grads = Gradients { inputs: vec![None; 1], learnt: vec![None; wanted.len() - 1] };
@@ -237,4 +249,33 @@ impl Sweep {
         }
         Ok(grads)
     }
+
+    /// The gradients of what was put together.
+    fn take_apart(&mut self, pass: &Pass<'_>, grad: &[f32], wanted: &[bool]) -> Result<Gradients> {
+        let Pass { layout, id, node, images, .. } = *pass;
+        let Some(view) = layout.view(id) else { return Err(no_map(node)) };
+        let mut first = if let Op::PadChannels(pad) = node.op() { pad.before } else { 0 };
+        let mut inputs = Vec::new();
+        for (input, wanted) in node.inputs().iter().zip(wanted) {
+            let Some(to) = layout.view(*input) else { return Err(no_map(node)) };
+            let range = first..first + to.channels();
+            first = range.end;
+            inputs.push(wanted.then(|| {
+                let mut grad_src = self.pool.aligned(to.memory_len(images));
+                let of = Channels { view, src: grad, range };
+                gather_channels(&[of], 0, to, images, &mut grad_src, Par::Rayon);
+                grad_src
+            }));
+        }
+        Ok(Gradients { inputs, learnt: Vec::new() })
+    }
+}
+
+/// What is put together, if all of it lies in blocks.
+fn sources<'a>(layout: &'a Layout, node: &Node, numbers: &[&'a [f32]]) -> Option<Vec<Channels<'a>>> {
+    let blocked = |(id, src): (&NodeId, &&'a [f32])| {
+        let view = layout.view(*id).filter(|view| view.pixel_stride == BLOCK)?;
+        Some(Channels { view, src, range: 0..view.channels() })
+    };
+    node.inputs().iter().zip(numbers).map(blocked).collect()
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::blocked::testing::{check_zeros, noise, pack, unpack};
 use crate::{LrnShape, PlaneShape, PoolShape};
+use std::ops::Range;
 
 const IMAGES: usize = 3;
 
@@ -358,5 +359,53 @@ fn local_response_normalisation_is_that_of_the_formulas() {
                 }
             }
         }
+    }
+}
+
+/// Against loops over channels; ranges that cut blocks, blocks that are whole, zeros before and behind.
+#[test]
+fn channels_are_put_together_and_taken_apart() {
+    let size = [3, 5];
+    let plane = size[0] * size[1];
+    type Case<'a> = (&'a [(usize, Range<usize>)], usize, usize);
+    let cases: [Case<'_>; 6] = [
+        (&[(16, 0..16)], 8, 32),
+        (&[(32, 8..24)], 0, 16),
+        (&[(16, 0..16), (20, 0..20), (3, 0..3), (32, 0..32)], 0, 71),
+        (&[(71, 16..36)], 0, 20),
+        (&[(71, 36..39)], 0, 3),
+        (&[(5, 1..4), (40, 7..31)], 3, 40),
+    ];
+    for (sources, before, channels) in cases {
+        let to = View::blocked(0, &[channels], size, [1, 2]);
+        let parts: Vec<_> = (sources.iter().enumerate())
+            .map(|(i, (channels, range))| {
+                let view = View::blocked(0, &[*channels], size, [0, i % 2]);
+                (view, noise(IMAGES * channels * plane, i as u32 + 1), range.clone())
+            })
+            .collect();
+        let memory: Vec<Vec<f32>> = parts.iter().map(|(view, x, _)| packed(view, x)).collect();
+        let found = same(|par| {
+            let mut dst = vec![f32::NAN; to.memory_len(IMAGES)];
+            let sources: Vec<Channels<'_>> = (parts.iter().zip(&memory))
+                .map(|((view, _, range), src)| Channels { view, src, range: range.clone() })
+                .collect();
+            gather_channels(&sources, before, &to, IMAGES, &mut dst, par);
+            vec![dst]
+        });
+        check_zeros(&to, IMAGES, &found[0]);
+        let mut expected = vec![0.0; IMAGES * channels * plane];
+        for image in 0..IMAGES {
+            let mut at = before;
+            for (view, x, range) in &parts {
+                for channel in range.clone() {
+                    let of = (image * view.channels() + channel) * plane;
+                    let to = (image * channels + at) * plane;
+                    expected[to..to + plane].copy_from_slice(&x[of..of + plane]);
+                    at += 1;
+                }
+            }
+        }
+        close(&unpack(&to, IMAGES, &found[0]), &expected, 0.0);
     }
 }
