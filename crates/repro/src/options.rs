@@ -101,6 +101,9 @@ pub struct Options {
     /// Images of an update of convnet or resnet20, where not as published
     #[arg(long, value_name = "N", conflicts_with_all = ["full", "quick"])]
     pub batch: Option<usize>,
+    /// Learning rate that convnet or resnet20 begin with, with and without force [default: 0.001, 0.1]
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
     /// The published schedules of convnet or resnet20, which take days
     #[arg(long, conflicts_with = "quick")]
     pub full: bool,
@@ -147,6 +150,7 @@ impl Options {
             ("--iterations", self.iterations.is_some()),
             ("--tuning", self.tuning.is_some()),
             ("--batch", self.batch.is_some()),
+            ("--rate", self.rate.is_some()),
             ("--full", self.full),
             ("--from-scratch", self.from_scratch),
             ("--max-drop", self.max_drop.is_some()),
@@ -171,6 +175,9 @@ impl Options {
         }
         ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
         ensure!(self.tuning != Some(0), "--tuning 0: at least one is needed");
+        if let Some(rate) = self.rate {
+            ensure!(rate.is_finite() && rate > 0.0, "--rate {rate}: expected a number above 0");
+        }
         if let Some(batch) = self.batch {
             ensure!((1..=10_000).contains(&batch), "--batch {batch}: expected 1 to 10000 images");
         }

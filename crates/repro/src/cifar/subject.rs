@@ -114,6 +114,9 @@ impl Subject {
         if let Some(batch) = options.batch {
             (subject.published_batch, subject.solver.batch) = (Some(subject.solver.batch), batch);
         }
+        if let Some(rate) = options.rate {
+            subject.solver.continued.rate = rate;
+        }
         let scaling = if options.adaptive { Scaling::Adaptive } else { Scaling::Fixed };
         Ok(Self { scaling, ..subject })
     }
@@ -233,10 +236,11 @@ impl Subject {
             ));
         }
         if self.name == "resnet20" {
-            notes.push(
-                "The authors' learning rates with force and for fine-tuning are not known: here 0.1, as their baseline has, and 0.01."
-                    .into(),
-            );
+            let Solver { baseline, continued, tuning, .. } = &self.solver;
+            notes.push(format!(
+                "The authors' learning rates with force and for fine-tuning are not known: here {} and {}; their baseline has {}.",
+                continued.rate, tuning.rate, baseline.rate
+            ));
         }
         match &self.start {
             None => {}
