@@ -293,7 +293,8 @@ impl Trainer {
         Ok(Pass { losses, correct, gradients, seconds: [forward, start.elapsed().as_secs_f64()] })
     }
 
-    /// The first node, in graph order, with a weight or an output that is not finite.
+    /// The first node, in graph order, with a weight or an output that is not finite. A normalisation that is not stored is not
+    /// looked at: what reads it is named.
     fn first_bad_value(&self, trace: &Trace, losses: &[f64]) -> Result<Error> {
         let loss = losses.iter().zip(&self.head_weights).map(|(l, w)| l * w).sum();
         for (id, node) in self.net.graph().iter() {

@@ -29,8 +29,8 @@ struct Run {
 /// Fills `images` images with `before` channels of zeros, then those of the sources, one after the other, then zeros.
 ///
 /// # Panics
-/// If a view is not blocked or does not own its memory, pixels differ, there are more channels than the result has, or a length does
-/// not fit.
+/// If a view is not blocked or does not own its memory, pixels differ, a range is not inside its map, there are more channels than the
+/// result has, or a length does not fit.
 pub fn gather_channels(
     sources: &[Channels<'_>],
     before: usize,
@@ -41,21 +41,17 @@ pub fn gather_channels(
 ) {
     let to = Maps::new("channels", to, images);
     to.check("channels", dst.len());
+    let count: usize = sources.iter().map(|source| source.range.len()).sum();
+    assert!(before + count <= to.view.channels(), "channels: {before} and {count} in {:?}", to.view);
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); to.view.blocks()];
-    let mut places = Vec::new();
-    to.channels(|_, block, lane| places.push((block, lane)));
-    let mut places = places.into_iter().skip(before);
+    let mut targets = places(&to).into_iter().skip(before);
     let mut maps = Vec::new();
     for (source, Channels { view, src, range }) in sources.iter().enumerate() {
         let from = Maps::new("channels", view, images);
         from.check("channels", src.len());
         assert!(view.size == to.view.size, "channels: {view:?} to {:?}", to.view);
-        let mut channels = Vec::new();
-        from.channels(|_, block, lane| channels.push((block, lane)));
-        assert!(range.start <= range.end && range.end <= channels.len(), "channels: {range:?} of {view:?}");
-        for (block, from) in channels.drain(range.clone()) {
-            let place = places.next();
-            let (at, to) = place.unwrap_or_else(|| panic!("channels: more than {:?} has", to.view));
+        // With the range first, so that no place is taken for nothing.
+        for ((block, from), (at, to)) in places(&from)[range.clone()].iter().copied().zip(&mut targets) {
             match runs[at].last_mut() {
                 Some(run)
                     if (run.source, run.block, run.from + run.lanes, run.to + run.lanes)
@@ -69,6 +65,13 @@ pub fn gather_channels(
         maps.push((from, *src));
     }
     to.fill(par, dst, 1, &Gather { to, maps, runs });
+}
+
+/// Block and lane of every channel.
+fn places(maps: &Maps<'_>) -> Vec<(usize, usize)> {
+    let mut places = Vec::new();
+    maps.channels(|_, block, lane| places.push((block, lane)));
+    places
 }
 
 struct Gather<'a> {
