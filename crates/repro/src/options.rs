@@ -102,7 +102,7 @@ pub struct Options {
     #[arg(long, value_name = "N", conflicts_with_all = ["full", "quick"])]
     pub batch: Option<usize>,
     /// Learning rate that convnet or resnet20 begin with, with and without force [default: 0.001, 0.1]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", conflicts_with = "full")]
     pub rate: Option<f64>,
     /// The published schedules of convnet or resnet20, which take days
     #[arg(long, conflicts_with = "quick")]

@@ -230,13 +230,16 @@ impl Subject {
             );
         }
         if let Some(batch) = self.published_batch {
+            notes.push(format!("An update is of {} images, the authors' of {batch}.", self.solver.batch));
+        }
+        let Solver { baseline, continued, tuning, .. } = &self.solver;
+        if self.name == "convnet" && continued.rate.total_cmp(&baseline.rate).is_ne() {
             notes.push(format!(
-                "An update is of {} images, the authors' of {batch}, at the same learning rates.",
-                self.solver.batch
+                "The learning rate with and without force is {}, the authors' {}.",
+                continued.rate, baseline.rate
             ));
         }
         if self.name == "resnet20" {
-            let Solver { baseline, continued, tuning, .. } = &self.solver;
             notes.push(format!(
                 "The authors' learning rates with force and for fine-tuning are not known: here {} and {}; their baseline has {}.",
                 continued.rate, tuning.rate, baseline.rate
@@ -370,14 +373,17 @@ impl Subject {
         self.solver.continued.share(iterations)
     }
 
-    /// Where the search for a strength begins, L1 and L2: filters turn by strength times iterations, so a shorter run takes more.
+    /// Where the search for a strength begins, L1 and L2: filters turn by strength times rate and iterations, so a shorter run takes
+    /// more, and a slower one too.
     pub(super) fn first_strengths(&self) -> [f64; 2] {
         if self.scaling == Scaling::Adaptive {
             return [SHARE; 2];
         }
         let continued = &self.solver.continued;
         let share = continued.share(continued.shortened(self.scale).iterations);
-        self.strengths.map(|strength| strength / share)
+        // The published rate with force is that of the baseline.
+        let slower = self.solver.baseline.rate / continued.rate;
+        self.strengths.map(|strength| strength / share * slower)
     }
 
     /// Name of each kind of run, its schedule as published and as it is here.
@@ -472,6 +478,35 @@ mod tests {
         assert_eq!((shortest.iterations, shortest.evaluate_every), (FEWEST, 1));
         let graph = Subject::resnet20(false).unwrap().network.graph;
         shortest.check(&graph).unwrap();
+    }
+
+    #[test]
+    fn a_batch_or_a_rate_of_ones_own_is_used_and_told() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        let of = |network: &str, more: &[&str]| {
+            let line = ["reproduce", network].into_iter().chain(more.iter().copied());
+            Subject::new(&<Line as clap::Parser>::parse_from(line).options).unwrap()
+        };
+        for (network, published) in [("convnet", (100, 0.001)), ("resnet20", (256, 0.1))] {
+            let usual = of(network, &[]);
+            let own = of(network, &["--batch", "64", "--rate", "0.02"]);
+            for (subject, (batch, rate)) in [(&usual, published), (&own, (64, 0.02))] {
+                let recipe = subject.continued(1, None);
+                assert_eq!((recipe.batch, recipe.learning_rate), (batch, rate), "{network}");
+                assert_eq!(subject.tuning(1, &subject.network.model(1).unwrap()).batch, batch, "{network}");
+            }
+            // A filter turns by strength times rate.
+            for (own, usual) in own.first_strengths().iter().zip(usual.first_strengths()) {
+                assert!((own * 0.02 / (usual * published.1) - 1.0).abs() < 1e-9, "{network}: {own}");
+            }
+            let notes = own.deviations().join("\n");
+            assert!(notes.contains("64 images") && notes.contains("0.02"), "{notes}");
+            assert!(!usual.deviations().join("\n").contains("images, the authors'"), "{network}");
+        }
     }
 
     #[test]
