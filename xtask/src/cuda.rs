@@ -20,8 +20,12 @@ pub(crate) fn check(json: Option<&str>, write: bool) -> Result<()> {
     let standins = standins(&folder.join("standin"))?;
     let [driver, libraries] = &standins;
     let mut standin = part(&[driver, libraries]);
-    // Training keeps its kernels there: those of a stand-in are for nobody else.
-    standin.env("XDG_CACHE_HOME", folder.join("standin/cache"));
+    // Training keeps its kernels there: those of a stand-in are for nobody else, and not for another stand-in.
+    let cache = folder.join("standin/cache");
+    if cache.exists() {
+        std::fs::remove_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    }
+    standin.env("XDG_CACHE_HOME", cache);
     run(standin.args(["standin".as_ref(), found.as_os_str()]))?;
     run(part(&[driver]).args(["alone".as_ref(), found.as_os_str()]))?;
     run(part(&[driver]).arg("floors").arg(root().join(FLOORS)).args(write.then_some("--write")))?;

@@ -44,44 +44,39 @@ pub(crate) fn check(standin: &Standin) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Deletes one barrier after the other, and counts those whose absence a case shows.
-pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<[usize; 2]> {
-    let text = cofilter_cuda::compile::text(cofilter_cuda::Set::Run);
-    let barriers = text.matches("__syncthreads();").count();
-    let mut caught = 0;
-    for number in 0..barriers {
-        standin.delete_barrier(Some(i32::try_from(number)?))?;
-        let found = caught_by(standin)?;
-        let line = text
-            .match_indices("__syncthreads();")
-            .nth(number)
-            .map_or(0, |(at, _)| text[..at].lines().count());
-        match found {
-            Some(case) => {
-                caught += 1;
-                about(format!("barrier {number} (line {line} of all kernels): caught by {case}"));
-            }
-            None => about(format!("barrier {number} (line {line} of all kernels): NOT caught")),
-        }
-    }
-    standin.delete_barrier(None)?;
-    Ok([barriers, caught])
+/// Lines of a text, from 1, where threads wait for those of their block.
+pub(crate) fn barriers(text: &str) -> Vec<i64> {
+    (1..).zip(text.lines()).filter(|(_, line)| line.contains("__syncthreads()")).map(|(at, _)| at).collect()
 }
 
-/// The first case that shows a fault, if there is one. The kernels are compiled anew, as nothing has them loaded.
-fn caught_by(standin: &Standin) -> Result<Option<String>> {
+/// Deletes one barrier after the other, and counts those whose absence a case shows.
+pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<[usize; 2]> {
     let device = Device::open(0)?;
+    let _kept = keep_module(&device, None)?;
+    let lines = barriers(&cofilter_cuda::compile::text(cofilter_cuda::Set::Run));
+    let mut caught = 0;
+    for line in &lines {
+        standin.set("deleted", *line)?;
+        match caught_by(standin, &device)? {
+            Some(case) => {
+                caught += 1;
+                about(format!("barrier in line {line} of all kernels: caught by {case}"));
+            }
+            None => about(format!("barrier in line {line} of all kernels: NOT caught")),
+        }
+    }
+    standin.set("deleted", 0)?;
+    Ok([lines.len(), caught])
+}
+
+/// The first case that shows a fault, if there is one.
+fn caught_by(standin: &Standin, device: &Device) -> Result<Option<String>> {
     let mut found = None;
-    'orders: for backwards in [0, 1] {
+    'orders: for (backwards, order) in [(0, "forwards"), (1, "backwards")] {
         standin.set("backwards", backwards)?;
-        let _kept = keep_module(&device, None)?;
         for (kernel, case) in cases() {
-            if case.check(&device, By::Kernel(kernel)).is_err() {
-                found = Some(format!(
-                    "{} {}",
-                    kernel.name(),
-                    if backwards == 1 { "backwards" } else { "forwards" }
-                ));
+            if case.check(device, By::Kernel(kernel)).is_err() {
+                found = Some(format!("{} {order}", kernel.name()));
                 break 'orders;
             }
         }

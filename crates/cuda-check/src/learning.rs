@@ -2,6 +2,7 @@
 //! gradients have been checked by finite differences; deleted barriers; what fails on the way.
 
 use crate::faults::FAILURES;
+use crate::kernels::barriers;
 use crate::networks::{extent, model};
 use crate::numbers::Numbers;
 use crate::standin::Standin;
@@ -89,13 +90,14 @@ pub(crate) fn evaluation() -> Result<()> {
 /// first in the text, and have been deleted elsewhere.
 pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<[usize; 2]> {
     let text = compile::text(Set::Learn);
-    let own = text.find("struct Pack").context("where training begins")?;
-    let lines: Vec<usize> = text.match_indices("__syncthreads();").map(|(at, _)| at).collect();
+    let own =
+        text.lines().position(|line| line.starts_with("struct Pack")).context("where training begins")?;
+    let own = i64::try_from(own)?;
     let ours = ours()?;
     let mut caught = 0;
-    let barriers: Vec<usize> = (0..lines.len()).filter(|number| lines[*number] > own).collect();
-    for number in &barriers {
-        standin.delete_barrier(Some(i32::try_from(*number)?))?;
+    let lines: Vec<i64> = barriers(&text).into_iter().filter(|line| *line > own).collect();
+    for line in &lines {
+        standin.set("deleted", *line)?;
         let mut found = None;
         let ways = [
             (80, 0, "forwards"),
@@ -106,7 +108,6 @@ pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Resul
         for (capability, order, name) in ways {
             standin.set("capability", capability)?;
             standin.set("backwards", order)?;
-            forget()?;
             found = ours.iter().find(|task| task.check().is_err()).map(|task| (&task.name, name));
             if found.is_some() {
                 break;
@@ -115,27 +116,16 @@ pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Resul
         standin.set("repair", 0)?;
         standin.set("backwards", 0)?;
         standin.set("capability", 80)?;
-        let line = text[..lines[*number]].lines().count();
         match found {
             Some((task, order)) => {
                 caught += 1;
-                about(format!("barrier {number} (line {line} of training): caught by {task} {order}"));
+                about(format!("barrier in line {line} of training: caught by {task} {order}"));
             }
-            None => about(format!("barrier {number} (line {line} of training): NOT caught")),
+            None => about(format!("barrier in line {line} of training: NOT caught")),
         }
     }
-    standin.delete_barrier(None)?;
-    forget()?;
-    Ok([barriers.len(), caught])
-}
-
-/// Machine code that training keeps; `cargo xtask cuda-check` says where.
-fn forget() -> Result<()> {
-    let Some(folder) = compile::default_cache().filter(|folder| folder.is_dir()) else { return Ok(()) };
-    for file in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-        std::fs::remove_file(file?.path())?;
-    }
-    Ok(())
+    standin.set("deleted", 0)?;
+    Ok([lines.len(), caught])
 }
 
 /// Number of failures that were tried: each is an error that names the call, and leaves nothing behind.

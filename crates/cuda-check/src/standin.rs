@@ -1,4 +1,4 @@
-//! The controls of the stand-ins for the driver and for NVRTC.
+//! The controls of the stand-in for the driver.
 #![expect(unsafe_code, reason = "functions of C libraries of our own")]
 
 use anyhow::{Context as _, Result};
@@ -11,21 +11,19 @@ pub(crate) fn loads(name: &str) -> bool {
     unsafe { Library::new(name) }.is_ok()
 }
 
-/// Both stand-ins, as this process has them loaded.
+/// The stand-in, as this process has it loaded.
 pub(crate) struct Standin {
     driver: Library,
-    compiler: Library,
 }
 
 impl Standin {
-    /// Finds them where the loader finds the libraries that they stand for.
+    /// Finds it where the loader finds the library that it stands for.
     pub(crate) fn open() -> Result<Self> {
-        let open = |name: &str| {
-            // SAFETY: libraries of our own without initialisers.
-            let library = unsafe { Library::new(name) };
-            library.with_context(|| format!("{name}: start this by `cargo xtask cuda-check`"))
-        };
-        let standin = Self { driver: open("libcuda.so.1")?, compiler: open("libnvrtc.so.13")? };
+        let name = "libcuda.so.1";
+        // SAFETY: a library of our own without initialisers.
+        let driver = unsafe { Library::new(name) };
+        let driver = driver.with_context(|| format!("{name}: start this by `cargo xtask cuda-check`"))?;
+        let standin = Self { driver };
         standin.get("live").context("libcuda.so.1 is not the stand-in")?;
         Ok(standin)
     }
@@ -40,8 +38,8 @@ impl Standin {
         Ok(unsafe { get(name.as_ptr()) })
     }
 
-    /// Sets `memory`, `devices`, `capability`, `backwards`, the version of every `library`, `library_us`, the time that a library takes by
-    /// a clock of the stand-in's own; `repair` undoes what failed.
+    /// Sets `memory`, `devices`, `capability`, `backwards`, the line of a `deleted` barrier (0: none), the version of every `library`,
+    /// `library_us`, the time that a library takes by a clock of the stand-in's own; `repair` undoes what failed.
     pub(crate) fn set(&self, what: &str, value: i64) -> Result<()> {
         let name = CString::new(what)?;
         // SAFETY: the function of `driver.cpp`, with its type.
@@ -60,16 +58,6 @@ impl Standin {
             unsafe { self.driver.get(b"standin_fail\0")? };
         // SAFETY: a string with a zero at its end.
         unsafe { fail(name.as_ptr(), after, code) };
-        Ok(())
-    }
-
-    /// Leaves a barrier out of what is compiled from now on; none if nothing is said.
-    pub(crate) fn delete_barrier(&self, number: Option<c_int>) -> Result<()> {
-        // SAFETY: the function of `nvrtc.cpp`, with its type.
-        let delete: Symbol<'_, unsafe extern "C" fn(c_int)> =
-            unsafe { self.compiler.get(b"standin_delete_barrier\0")? };
-        // SAFETY: no pointers.
-        unsafe { delete(number.unwrap_or(-1)) };
         Ok(())
     }
 }

@@ -35,7 +35,7 @@ enum : int {
 };
 
 struct Index { unsigned x, y, z; };
-using Launch = const char* (*)(void*, Index, Index, unsigned, bool);
+using Launch = const char* (*)(void*, Index, Index, unsigned, bool, int);
 
 // Something that a stream is to do, and the memory of the host that it reads or writes.
 struct Work {
@@ -85,6 +85,7 @@ std::map<std::string, int> calls;
 size_t memory_limit = size_t{64} << 30, memory_used = 0;
 int devices = 1, capability = 80, retained = 0;
 bool backwards = false;
+int deleted = 0;  // line of the text whose barrier is passed over; 0: none
 int driver_version = 13000;
 long long library_version = 90000;  // of the libraries that stand on this one
 // What a library's work takes by a clock that counts a convolution of ours as 1000 us, parts or not, and any other kernel as 10; 0: time
@@ -183,6 +184,7 @@ EXPORT void standin_set(const char* what, long long value) {
     if (name == "devices") devices = static_cast<int>(value);
     if (name == "capability") capability = static_cast<int>(value);
     if (name == "backwards") backwards = value != 0;
+    if (name == "deleted") deleted = static_cast<int>(value);
     if (name == "driver") driver_version = static_cast<int>(value);
     if (name == "library") library_version = value;
     if (name == "library_us") library_us = value;
@@ -491,7 +493,7 @@ EXPORT int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned
     std::memcpy(copy.data(), arguments[0], function->argument_len);
     return submit(stream, [=]() mutable {
         clock_us += function->name == "conv_sum" ? 0 : function->name.rfind("conv", 0) == 0 ? 1000 : 10;
-        const char* wrong = function->launch(copy.data(), {gx, gy, gz}, {bx, by, bz}, shared_bytes, backwards);
+        const char* wrong = function->launch(copy.data(), {gx, gy, gz}, {bx, by, bz}, shared_bytes, backwards, deleted);
         if (wrong) std::fprintf(stderr, "stand-in: %s: %s\n", function->name.c_str(), wrong);
         return wrong ? static_cast<int>(LAUNCH_FAILED) : static_cast<int>(SUCCESS);
     });

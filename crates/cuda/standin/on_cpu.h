@@ -77,6 +77,7 @@ struct Block {
     Index index{}, dim{}, grid{};
     void (*body)(void*) = nullptr;
     void* argument = nullptr;
+    int deleted = 0;  // line of a barrier that nobody waits at
 };
 
 inline Block*& block() {
@@ -89,6 +90,10 @@ inline void wait(Waits for_what) {
     Fiber* me = of->now;
     me->waits = for_what;
     change(&me->context, &of->scheduler);
+}
+
+inline void barrier(int line) {
+    if (line != block()->deleted) wait(Waits::Barrier);
 }
 
 inline void enter() {
@@ -148,7 +153,7 @@ inline const char* run_block(Block& of, bool backwards) {
 }
 
 // Runs a grid of blocks of threads in one row, on some threads of the machine.
-inline const char* run(void (*body)(void*), void* argument, Index grid, Index dim, unsigned shared_bytes, bool backwards) {
+inline const char* run(void (*body)(void*), void* argument, Index grid, Index dim, unsigned shared_bytes, bool backwards, int deleted) {
     if (dim.y != 1 || dim.z != 1 || dim.x == 0 || dim.x > 1024) return "blocks are to have 1 to 1024 threads in one row";
     const long long blocks = static_cast<long long>(grid.x) * grid.y * grid.z;
     std::atomic<long long> next{0};
@@ -162,7 +167,7 @@ inline const char* run(void (*body)(void*), void* argument, Index grid, Index di
         }
         of.meetings.assign((dim.x + WARP - 1) / WARP * 2, Meeting{});
         of.shared.resize(shared_bytes);
-        of.body = body, of.argument = argument, of.dim = dim, of.grid = grid;
+        of.body = body, of.argument = argument, of.dim = dim, of.grid = grid, of.deleted = deleted;
         for (long long i = next++; i < blocks && !wrong; i = next++) {
             const long long b = backwards ? blocks - 1 - i : i;
             of.index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y), static_cast<unsigned>(b / grid.x / grid.y)};
@@ -225,19 +230,20 @@ inline uint32_t float_to_bf16(float x) {
 #define gridDim (on_cpu::block()->grid)
 #define DEVICE static inline
 #define SHARED(type, name) type* name = reinterpret_cast<type*>(on_cpu::block()->shared.data())
-#define KERNEL(name, Args, threads)                                                                                      \
-    static void body_##name(const Args& p);                                                                              \
-    extern "C" const size_t size_##name = sizeof(Args);                                                                  \
-    extern "C" const int threads_##name = threads;                                                                       \
-    extern "C" const char* launch_##name(void* args, Index grid, Index block, unsigned shared_bytes, bool backwards) {   \
-        return on_cpu::run([](void* of) { body_##name(*static_cast<Args*>(of)); }, args, grid, block, shared_bytes, backwards); \
-    }                                                                                                                    \
+#define KERNEL(name, Args, threads)                                                                                                  \
+    static void body_##name(const Args& p);                                                                                          \
+    extern "C" const size_t size_##name = sizeof(Args);                                                                              \
+    extern "C" const int threads_##name = threads;                                                                                   \
+    extern "C" const char* launch_##name(void* args, Index grid, Index block, unsigned shared_bytes, bool backwards, int deleted) {  \
+        auto body = [](void* of) { body_##name(*static_cast<Args*>(of)); };                                                          \
+        return on_cpu::run(body, args, grid, block, shared_bytes, backwards, deleted);                                               \
+    }                                                                                                                                \
     static void body_##name(const Args& p)
 
 using std::max;
 using std::min;
 
-inline void __syncthreads() { on_cpu::wait(on_cpu::Waits::Barrier); }
+#define __syncthreads() on_cpu::barrier(__LINE__)
 inline float __uint_as_float(uint32_t bits) { return on_cpu::to_float(bits); }
 inline uint32_t __float_as_uint(float x) { return on_cpu::to_bits(x); }
 inline float __int_as_float(int bits) { return on_cpu::to_float(static_cast<uint32_t>(bits)); }
