@@ -14,6 +14,7 @@
 
 mod checkpoint;
 mod clip;
+mod contraction;
 mod cuda;
 mod device;
 mod distillation;

@@ -3,10 +3,13 @@ use crate::figures;
 use crate::pipeline::Trained;
 use crate::report::{Arm, BarSeries, Figure, LineSeries, Plot, Table};
 use anyhow::Result;
+use cofilter_force::Force;
 use cofilter_lowrank::Spectrum;
+use std::collections::BTreeMap;
 
 pub(super) fn all(study: &Study<'_>, results: &Results, arms: &[Arm]) -> Result<Vec<Figure>> {
     let mut all = vec![ranks(study, results, arms), sweep(study, results)?, ratios(study, results)];
+    all.extend(contractions(study, results)?);
     all.push(errors(study, results));
     let tuned = STARTS.map(|start| (start, results.arms[&format!("{start}-tuned")].as_slice()));
     all.push(figures::fine_tuning(&tuned));
@@ -90,6 +93,42 @@ fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
         y_label: "top-1 error, %".into(),
         plot: Plot::Points { series },
     })
+}
+
+/// What is left of a rank, by how far the force alone would have drawn the filters together; nothing where that is not known in advance.
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
+fn contractions(study: &Study<'_>, results: &Results) -> Result<Option<Figure>> {
+    let graph = results.arms["control"][0].model.graph();
+    let control = &results.ranks["control"][0];
+    let mut by_filters = BTreeMap::<usize, Vec<[f64; 2]>>::new();
+    for of in results.tried.iter().filter(|of| of.force == "force-l2") {
+        let Some(trained) = of.trained.as_ref().filter(|t| super::last_strength(t) == Some(of.strength))
+        else {
+            continue;
+        };
+        let recipe = study.subject.continued(results.seeds[0], Some((Force::L2, of.strength)));
+        let contractions = recipe.contractions(graph)?;
+        for ((layer, rank), control) in
+            study.subject.layers.iter().zip(study.ranks(&trained.model)?).zip(control)
+        {
+            let Some(contraction) = contractions.get(layer) else { continue };
+            let filters = graph.slots(graph.find(layer)?)[0].dims[0];
+            by_filters.entry(filters).or_default().push([*contraction, rank as f64 / *control as f64]);
+        }
+    }
+    let line = |(filters, points)| LineSeries { name: format!("{filters} filters"), points };
+    Ok((!by_filters.is_empty()).then(|| Figure {
+        id: "contraction".into(),
+        title: "Rank over the control's, against the contraction by the L2-norm force".into(),
+        caption: "Were there nothing but the force, small angles between a filter and the mean of its layer's would shrink by the factor \
+                  exp(-contraction): the number of filters times the sum over all iterations of strength times rate, over 1 - momentum. \
+                  One point a layer and strength, ranks at 95 % energy before decomposition, first seed; without strengths that were \
+                  rolled back."
+            .into(),
+        x_label: "contraction".into(),
+        y_label: "rank over the control's".into(),
+        plot: Plot::Points { series: by_filters.into_iter().map(line).collect() },
+    }))
 }
 
 /// Error of each dense arm and seed.

@@ -1,0 +1,144 @@
+//! How far a force is to draw filters together, before anything is trained.
+
+use crate::{Recipe, Result};
+use cofilter_force::{Direction, Force, Scaling};
+use cofilter_graph::{Graph, Op};
+use std::collections::BTreeMap;
+
+impl Recipe {
+    /// The contraction of every layer that feels the force: were there nothing but the L2-norm force, small angles between a filter and
+    /// the mean of its layer's would shrink by the factor `exp(-contraction)`. As
+    ///
+    /// ```text
+    /// G_i = -||W_i|| (s - (s w_i^T) w_i),  s = sum_j w_j
+    /// ```
+    ///
+    /// (paper, section 2.4) turns a filter by `N sin(angle)` where all are near their mean, and momentum repeats every step
+    /// `1 / (1 - momentum)` times, it is
+    ///
+    /// ```text
+    /// contraction = N / (1 - momentum) * sum over iterations of strength * rate
+    /// ```
+    ///
+    /// with the `N` filters that act on each other, and the layer's multipliers of strength and rate. What the data resists is left out,
+    /// and so is what the weight decay forgets, for which it is to be small: `weight_decay` times the same sum of rates.
+    ///
+    /// Unlike a strength it carries over from one layer, network and schedule to another. Empty without a force, and where that depends
+    /// on the gradient ([`Scaling::Adaptive`], [`Direction::Same`]) or is another than the L2 norm's.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`](crate::Error::Recipe) for a node that is not there or has no filters.
+    pub fn contractions(&self, graph: &Graph) -> Result<BTreeMap<String, f64>> {
+        self.check(graph)?;
+        let Some(rule) = &self.force else { return Ok(BTreeMap::new()) };
+        if (rule.force, rule.scaling, rule.direction) != (Force::L2, Scaling::Fixed, Direction::All) {
+            return Ok(BTreeMap::new());
+        }
+        let factors = self.multipliers.resolve(graph)?;
+        let turned: f64 = (0..self.iterations).map(|i| rule.strength_at(i) * self.rate(i)).sum();
+        let turned = turned / (1.0 - self.momentum);
+        let of_node = |(id, node): (_, &cofilter_graph::Node)| {
+            let strength = rule.multipliers.get(node.name())?;
+            let groups = match node.op() {
+                Op::Conv2d(conv) if rule.grouped => conv.groups,
+                _ => 1,
+            };
+            let filters = f64::from(u32::try_from(graph.slots(id).first()?.dims[0] / groups).ok()?);
+            let rate = factors.get(id).first()?.map_or(0.0, |of| of.learning_rate);
+            Some((node.name().to_owned(), filters * turned * strength * rate))
+        };
+        Ok(graph.iter().filter_map(of_node).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Device, ForceRule, Multiplier, Multipliers, Recipe, Schedule, Trainer};
+    use cofilter_force::{Direction, Force, Scaling};
+    use cofilter_graph::{Array, Conv2d, Graph, Init, Model, Shape};
+
+    const FILTERS: usize = 6;
+    const LEN: usize = 18;
+
+    /// A network whose filters are near each other, but not equally long.
+    fn model() -> Model {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(2, 6, 6)).unwrap();
+        let x = b.conv2d("conv", x, Conv2d::new(FILTERS, 3)).unwrap();
+        let x = b.flatten("flat", x).unwrap();
+        let x = b.linear("scores", x, 3).unwrap();
+        let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 3).unwrap();
+        let conv = model.graph().find("conv").unwrap();
+        let own = model.params().get(conv)[0].clone();
+        let filter = |(i, row): (usize, &[f32])| {
+            let len = 1.0 + 0.3 * i as f32;
+            row.iter().enumerate().map(move |(k, w)| len * ((k as f32).sin() + 0.05 * w)).collect::<Vec<_>>()
+        };
+        let rows: Vec<f32> = own.data().chunks_exact(LEN).enumerate().flat_map(filter).collect();
+        let mut params = model.params().clone();
+        params.get_mut(conv)[0] = Array::new(own.dims().to_vec(), rows);
+        model.with_params(params).unwrap()
+    }
+
+    /// The angle of each filter to the mean direction.
+    fn angles(model: &Model) -> Vec<f64> {
+        let conv = model.graph().find("conv").unwrap();
+        let unit = |row: &[f32]| -> Vec<f64> {
+            let len = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+            row.iter().map(|w| f64::from(*w) / len).collect()
+        };
+        let filters: Vec<Vec<f64>> = model.params().get(conv)[0].data().chunks_exact(LEN).map(unit).collect();
+        let sum: Vec<f64> = (0..LEN).map(|k| filters.iter().map(|f| f[k]).sum()).collect();
+        let len = sum.iter().map(|s| s * s).sum::<f64>().sqrt();
+        let cosine = |f: &Vec<f64>| f.iter().zip(&sum).map(|(a, b)| a * b / len).sum::<f64>();
+        filters.iter().map(|f| (1.0 - cosine(f).powi(2)).sqrt().asin()).collect()
+    }
+
+    /// Without data (images of zeros) and without weight decay nothing acts on the convolution but the force.
+    #[test]
+    fn angles_shrink_by_it_where_nothing_resists() {
+        let model = model();
+        let mut force = ForceRule::new(Force::L2, 0.05, ["conv"]);
+        force.warm_up = 100;
+        force.multipliers.insert("conv".into(), 0.5);
+        let mut multipliers = Multipliers::default();
+        multipliers.tensors.insert("conv.weight".into(), Multiplier::new(2.0, 1.0));
+        let recipe = Recipe {
+            iterations: 1000,
+            batch: 1,
+            learning_rate: 1e-3,
+            schedule: Schedule::MultiStep { at: vec![700], gamma: 0.1 },
+            weight_decay: 0.0,
+            force: Some(force),
+            multipliers,
+            ..Recipe::default()
+        };
+        let contraction = recipe.contractions(model.graph()).unwrap()["conv"];
+        // 6 / (1 - 0.9) * 0.05 * 0.5 * 2e-3 * (50.5 + 600 + 0.1 * 300)
+        assert!((contraction - 2.0415).abs() < 1e-9, "{contraction}");
+        let mut trainer = Trainer::new(&model, &recipe, None, Device::Cpu).unwrap();
+        for _ in 0..recipe.iterations {
+            trainer.step(vec![0.0; 72], &[1], false).unwrap();
+        }
+        let trained = trainer.net().to_model().unwrap();
+        for (before, after) in angles(&model).into_iter().zip(angles(&trained)) {
+            let found = (before / after).ln();
+            assert!((found - contraction).abs() < 0.03 * contraction, "{found}, expected {contraction}");
+        }
+    }
+
+    #[test]
+    fn there_is_none_where_the_gradient_decides() {
+        let model = model();
+        let fixed = ForceRule::new(Force::L2, 1e-3, ["conv"]);
+        let with = |force| Recipe { force, ..Recipe::default() };
+        let count = |force| with(Some(force)).contractions(model.graph()).unwrap().len();
+        assert!(with(None).contractions(model.graph()).unwrap().is_empty());
+        assert_eq!(count(fixed.clone()), 1);
+        assert_eq!(count(ForceRule { force: Force::L1, ..fixed.clone() }), 0);
+        assert_eq!(count(ForceRule { scaling: Scaling::Adaptive, ..fixed.clone() }), 0);
+        assert_eq!(count(ForceRule { direction: Direction::Same, ..fixed.clone() }), 0);
+        let strange = with(Some(ForceRule::new(Force::L2, 1e-3, ["conv7"])));
+        assert!(strange.contractions(model.graph()).unwrap_err().to_string().contains("conv7"));
+    }
+}
