@@ -21,13 +21,15 @@ impl Recipe {
     /// ```
     ///
     /// with the `N` filters that act on each other, and the layer's multipliers of strength and rate. What the data resists is left out,
-    /// and so is what the weight decay forgets, for which it is to be small: `weight_decay` times the same sum of rates.
+    /// and so is less force after a rollback, and what the weight decay forgets, which is little while `weight_decay / (1 - momentum)`
+    /// times the sum of all rates is.
     ///
     /// Unlike a strength it carries over from one layer, network and schedule to another. Empty without a force, and where that depends
     /// on the gradient ([`Scaling::Adaptive`], [`Direction::Same`]) or is another than the L2 norm's.
     ///
     /// # Errors
     /// [`Error::Recipe`](crate::Error::Recipe) for a node that is not there or has no filters.
+    #[expect(clippy::cast_precision_loss, reason = "filters are far fewer than 2^52")]
     pub fn contractions(&self, graph: &Graph) -> Result<BTreeMap<String, f64>> {
         self.check(graph)?;
         let Some(rule) = &self.force else { return Ok(BTreeMap::new()) };
@@ -43,7 +45,7 @@ impl Recipe {
                 Op::Conv2d(conv) if rule.grouped => conv.groups,
                 _ => 1,
             };
-            let filters = f64::from(u32::try_from(graph.slots(id).first()?.dims[0] / groups).ok()?);
+            let filters = (graph.slots(id).first()?.dims[0] / groups) as f64;
             let rate = factors.get(id).first()?.map_or(0.0, |of| of.learning_rate);
             Some((node.name().to_owned(), filters * turned * strength * rate))
         };
@@ -124,6 +126,30 @@ mod tests {
         for (before, after) in angles(&model).into_iter().zip(angles(&trained)) {
             let found = (before / after).ln();
             assert!((found - contraction).abs() < 0.03 * contraction, "{found}, expected {contraction}");
+        }
+    }
+
+    #[test]
+    fn only_filters_that_act_on_each_other_count() {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(4, 6, 6)).unwrap();
+        let x = b.conv2d("grouped", x, Conv2d { groups: 2, ..Conv2d::new(8, 3) }).unwrap();
+        let x = b.flatten("flat", x).unwrap();
+        let x = b.linear("scores", x, 3).unwrap();
+        let graph = b.finish(&[x]).unwrap();
+        let of = |grouped| {
+            let force = ForceRule { grouped, ..ForceRule::new(Force::L2, -1e-3, ["grouped", "scores"]) };
+            let recipe =
+                Recipe { iterations: 10, learning_rate: 0.02, force: Some(force), ..Recipe::default() };
+            recipe.contractions(&graph).unwrap().into_values().collect::<Vec<_>>()
+        };
+        // Filters / (1 - 0.9) * -1e-3 * 10 * 0.02
+        for (grouped, expected) in [(false, [-0.016, -0.006]), (true, [-0.008, -0.006])] {
+            let found = of(grouped);
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12) && found.len() == 2,
+                "{found:?}"
+            );
         }
     }
 
