@@ -45,15 +45,22 @@ pub(crate) fn check(standin: &Standin) -> Result<Counts> {
 }
 
 /// Lines of a text, from 1, where threads wait for those of their block.
-pub(crate) fn barriers(text: &str) -> Vec<i64> {
-    (1..).zip(text.lines()).filter(|(_, line)| line.contains("__syncthreads()")).map(|(at, _)| at).collect()
+pub(crate) fn barriers(text: &str) -> Result<Vec<i64>> {
+    const WAIT: &str = "__syncthreads()";
+    let lines: Vec<i64> =
+        (1..).zip(text.lines()).filter(|(_, line)| line.contains(WAIT)).map(|(at, _)| at).collect();
+    ensure!(
+        lines.len() == text.matches(WAIT).count(),
+        "barriers that share a line cannot be deleted one by one"
+    );
+    Ok(lines)
 }
 
 /// Deletes one barrier after the other, and counts those whose absence a case shows.
 pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Result<[usize; 2]> {
     let device = Device::open(0)?;
     let _kept = keep_module(&device, None)?;
-    let lines = barriers(&cofilter_cuda::compile::text(cofilter_cuda::Set::Run));
+    let lines = barriers(&cofilter_cuda::compile::text(cofilter_cuda::Set::Run))?;
     let mut caught = 0;
     for line in &lines {
         standin.set("deleted", *line)?;

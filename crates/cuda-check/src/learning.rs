@@ -95,7 +95,7 @@ pub(crate) fn mutants(standin: &Standin, about: &mut dyn FnMut(String)) -> Resul
     let own = i64::try_from(own)?;
     let ours = ours()?;
     let mut caught = 0;
-    let lines: Vec<i64> = barriers(&text).into_iter().filter(|line| *line > own).collect();
+    let lines: Vec<i64> = barriers(&text)?.into_iter().filter(|line| *line > own).collect();
     for line in &lines {
         standin.set("deleted", *line)?;
         let mut found = None;
