@@ -16,6 +16,7 @@
 //! - [`gradient_into`] does so for filters in a slice, with memory that is used again; on the CPU and in `f32` the two
 //!   above are this one.
 //! - [`Rule`] is what a training recipe stores, and turns a gradient into the regularised one.
+//! - [`spread`](spread()) tells how far the filters still are from being one, and [`remaining`] lets a force end there.
 //! - [`stopped`] is the rule that ends the force before training ends.
 //!
 //! `f64` weights and other devices are handled in candle's tensor operations.
@@ -40,9 +41,11 @@ mod force;
 pub mod gradient;
 mod rule;
 mod single;
+mod spread;
 
 pub use error::{Error, Result};
 pub use force::Force;
 pub use gradient::{VANISHING, gradient, gradient_grouped};
 pub use rule::{Direction, Push, Rule, Scaling, stopped};
 pub use single::{Scratch, gradient_into};
+pub use spread::{remaining, spread};

@@ -42,30 +42,25 @@ pub fn gradient_into(
     filters: usize,
     groups: usize,
     force: Force,
-    result: &mut [f32],
+    mut result: &mut [f32],
     scratch: &mut Scratch,
 ) -> Result<()> {
     assert_eq!(weight.len(), result.len(), "gradient_into: length of the result");
-    if filters == 0 || weight.is_empty() || !weight.len().is_multiple_of(filters) {
-        return Err(Error::Shape { found: [filters, weight.len() / filters.max(1)].as_slice().into() });
-    }
-    if groups == 0 || !filters.is_multiple_of(groups) {
-        return Err(Error::Groups { filters, groups });
-    }
-    let len = weight.len() / groups;
-    for (weight, result) in weight.chunks_exact(len).zip(result.chunks_exact_mut(len)) {
-        let filters = Filters::new(weight, filters / groups);
+    let len = weight.len() / groups.max(1);
+    for filters in Filters::of_groups(weight, filters, groups)? {
+        let (now, later) = result.split_at_mut(len);
+        result = later;
         match force {
-            Force::L2 => filters.towards_mean(result),
-            _ if filters.towards_each_other(force, result, scratch) => {}
-            _ => crate::gradient::in_double(weight, filters.count, force, result)?,
+            Force::L2 => filters.towards_mean(now),
+            _ if filters.towards_each_other(force, now, scratch) => {}
+            _ => crate::gradient::in_double(filters.weight, filters.count, force, now)?,
         }
     }
     Ok(())
 }
 
 /// One group of filters.
-struct Filters<'a> {
+pub(crate) struct Filters<'a> {
     weight: &'a [f32],
     count: usize,
     columns: usize,
@@ -78,6 +73,21 @@ struct Filters<'a> {
 }
 
 impl<'a> Filters<'a> {
+    /// One after the other, each read when it is asked for.
+    pub(crate) fn of_groups(
+        weight: &'a [f32],
+        filters: usize,
+        groups: usize,
+    ) -> Result<impl Iterator<Item = Self>> {
+        if filters == 0 || weight.is_empty() || !weight.len().is_multiple_of(filters) {
+            return Err(Error::Shape { found: [filters, weight.len() / filters.max(1)].as_slice().into() });
+        }
+        if groups == 0 || !filters.is_multiple_of(groups) {
+            return Err(Error::Groups { filters, groups });
+        }
+        Ok(weight.chunks_exact(weight.len() / groups).map(move |group| Self::new(group, filters / groups)))
+    }
+
     fn new(weight: &'a [f32], count: usize) -> Self {
         let columns = weight.len() / count;
         // The cut into blocks depends on the extents alone, and blocks are added in order.
@@ -92,6 +102,17 @@ impl<'a> Filters<'a> {
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         Self { weight, count, columns, norm, inverse, sum }
+    }
+
+    /// `sum_i (W_i m^T)^2` with the mean direction `m`, and `sum_i ||W_i||^2`. Where directions cancel the former is 0.
+    pub(crate) fn energies(&self) -> [f64; 2] {
+        let blocks = self.weight.par_chunks(block_rows(self.columns) * self.columns);
+        let along: Vec<f64> =
+            blocks.map(|block| vectorised(Along { block, to: &self.sum, columns: self.columns })).collect();
+        let along = along.into_iter().sum::<f64>();
+        let length = self.sum.iter().map(|s| s * s).sum::<f64>();
+        let energy = self.norm.iter().map(|norm| norm * norm).sum();
+        [if length == 0.0 { 0.0 } else { along / length }, energy]
     }
 
     /// Fills the rows of the result, one for each filter.
@@ -252,6 +273,22 @@ impl Vectorised for Norms<'_> {
             }
         }
         (norms, sum)
+    }
+}
+
+/// Sum of the squares of a block's products with a direction.
+struct Along<'a> {
+    block: &'a [f32],
+    to: &'a [f64],
+    columns: usize,
+}
+
+impl Vectorised for Along<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        self.block.chunks_exact(self.columns).map(|row| dot(row, self.to).powi(2)).sum()
     }
 }
 

@@ -6,4 +6,5 @@ mod closed_forms;
 mod numpy;
 mod oracle;
 mod rule;
+mod spread;
 mod threads;
