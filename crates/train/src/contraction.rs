@@ -21,8 +21,8 @@ impl Recipe {
     /// ```
     ///
     /// with the `N` filters that act on each other, and the layer's multipliers of strength and rate. What the data resists is left out,
-    /// and so is less force after a rollback, and what the weight decay forgets, which is little while `weight_decay / (1 - momentum)`
-    /// times the sum of all rates is.
+    /// and so is less force after a rollback or near a [`crate::ForceRule::target_spread`], and what the weight decay forgets, which is
+    /// little while `weight_decay / (1 - momentum)` times the sum of all rates is.
     ///
     /// Unlike a strength it carries over from one layer, network and schedule to another. Empty without a force, and where that depends
     /// on the gradient ([`Scaling::Adaptive`], [`Direction::Same`]) or is another than the L2 norm's.
@@ -127,6 +127,50 @@ mod tests {
             let found = (before / after).ln();
             assert!((found - contraction).abs() < 0.03 * contraction, "{found}, expected {contraction}");
         }
+    }
+
+    #[test]
+    fn filters_stay_at_the_target_however_long_they_are_pulled() {
+        let model = model();
+        let spread = |model: &Model| {
+            let conv = model.graph().find("conv").unwrap();
+            cofilter_force::spread(model.params().get(conv)[0].data(), FILTERS, 1).unwrap()
+        };
+        let before = spread(&model);
+        let target = before / 4.0;
+        let force = ForceRule { target_spread: Some(target), ..ForceRule::new(Force::L2, 0.05, ["conv"]) };
+        let recipe = Recipe {
+            iterations: 3000,
+            batch: 1,
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            force: Some(force),
+            ..Recipe::default()
+        };
+        let mut trainer = Trainer::new(&model, &recipe, None, Device::Cpu).unwrap();
+        let mut spreads = Vec::new();
+        for _ in 0..recipe.iterations {
+            trainer.step(vec![0.0; 72], &[1], false).unwrap();
+            spreads.push(spread(&trainer.net().to_model().unwrap()));
+        }
+        // Momentum may carry them a little further.
+        assert!(spreads.iter().all(|s| *s > 0.98 * target), "target {target}, {spreads:?}");
+        assert!(spreads[2999] < 1.02 * target, "target {target}, at the end {}", spreads[2999]);
+    }
+
+    #[test]
+    fn a_target_must_be_one_that_can_be_reached() {
+        let model = model();
+        let refused = |strength, target| {
+            let force =
+                ForceRule { target_spread: Some(target), ..ForceRule::new(Force::L2, strength, ["conv"]) };
+            let recipe = Recipe { force: Some(force), ..Recipe::default() };
+            recipe.check(model.graph()).unwrap_err().to_string()
+        };
+        for target in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
+            assert!(refused(1e-3, target).contains(&format!("found {target}")), "{}", refused(1e-3, target));
+        }
+        assert!(refused(-1e-3, 0.1).contains("attracts"));
     }
 
     #[test]

@@ -137,6 +137,11 @@ pub struct ForceRule {
     /// Iteration from which on there is no force.
     #[serde(default)]
     pub stop_iteration: Option<u64>,
+    /// [`cofilter_force::spread`] of a layer at which its filters feel no force any more, and above which they feel only
+    /// [`cofilter_force::remaining`] of it: they are held there, near enough to each other and no nearer. Without it the force goes on
+    /// until the gradient resists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_spread: Option<f64>,
     /// What is done where the force was too strong; without it the training fails if a number is not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<Rollback>,
@@ -157,6 +162,7 @@ impl ForceRule {
             scaling: Scaling::Fixed,
             warm_up: 0,
             stop_iteration: None,
+            target_spread: None,
             rollback: None,
             multipliers: nodes.into_iter().map(|n| (n.into(), 1.0)).collect(),
             grouped: false,
@@ -182,6 +188,19 @@ impl ForceRule {
     fn check(&self, graph: &Graph, checkpoint_every: u64) -> Result<()> {
         if !self.strength.is_finite() {
             return Err(Error::Recipe(format!("force: strength is {}", self.strength)));
+        }
+        if let Some(target) = self.target_spread {
+            if !(target > 0.0 && target < 1.0) {
+                return Err(Error::Recipe(format!(
+                    "force: expected a target_spread above 0 and below 1, found {target}"
+                )));
+            }
+            if self.strength < 0.0 {
+                return Err(Error::Recipe(format!(
+                    "force: a target_spread is of a force that attracts, found a strength of {}",
+                    self.strength
+                )));
+            }
         }
         if let Some(problem) = self.rollback.and_then(|of| of.problem(checkpoint_every)) {
             return Err(Error::Recipe(format!("force: {problem}")));

@@ -175,6 +175,7 @@ impl Sgd {
             let mut push = None;
             if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
                 pull_on(force, var, groups, &mut self.pull, &mut self.scratch)?;
+                let multiplier = multiplier * remaining_on(force, var, groups)?;
                 let force = force.rule(strength);
                 let adaptive = force.scaling == Scaling::Adaptive;
                 let squares = if measure || adaptive {
@@ -267,6 +268,13 @@ fn pull_on(
     pull.resize(var.elem_count(), 0.0);
     read(var, |w| cofilter_force::gradient_into(w, var.dims()[0], groups, force.force, pull, scratch))??;
     Ok(())
+}
+
+/// Part of its strength that a force has on a tensor whose spread has a target.
+fn remaining_on(force: &ForceRule, var: &Var, groups: usize) -> Result<f64> {
+    let Some(target) = force.target_spread else { return Ok(1.0) };
+    let spread = read(var, |w| cofilter_force::spread(w, var.dims()[0], groups))??;
+    Ok(cofilter_force::remaining(spread, target))
 }
 
 /// Gradient of loss and weight decay, `clip g + decay w` or `clip g + decay sign(w)`, and of lassos.

@@ -111,6 +111,13 @@ fn force_comes_after_decay_and_before_momentum() {
     let (weight, share) = run(ForceRule { scaling: Scaling::Adaptive, ..rule(1.0) }, 0);
     close(&weight, &[0.875, 0.125, 0.25, 1.75]);
     assert!((share - 1.0).abs() < 1e-6, "{share}");
+    // A spread of 0.5, which is the target, twice and 1.25 times the target.
+    let held = |target| ForceRule { target_spread: Some(target), ..rule(0.5) };
+    let (weight, share) = run(held(0.5), 0);
+    close(&weight, &[0.875, 0.0, 0.0, 1.75]);
+    assert_eq!(share, 0.0);
+    close(&run(held(0.25), 0).0, &[0.875, 0.25, 0.5, 1.75]);
+    close(&run(held(0.4), 0).0, &[0.875, 0.0625, 0.125, 1.75]);
     // A quarter of the strength of 2 after one of four iterations of warming up, all of it after four.
     let rising = ForceRule { warm_up: 4, ..rule(2.0) };
     close(&run(rising.clone(), 0).0, &[0.875, 0.25, 0.5, 1.75]);
