@@ -125,6 +125,13 @@ pub struct Options {
     /// Forces of convnet or resnet20 in proportion to the gradient of each layer: strengths are shares of its norm
     #[arg(long)]
     pub adaptive: bool,
+    /// Spread at which the filters of a layer feel no force any more, in convnet or resnet20: the share of their energy outside their
+    /// mean direction, which is at least what rank 1 loses
+    #[arg(long, value_name = "SHARE")]
+    pub target_spread: Option<f64>,
+    /// Factors of the force by depth: on conv1, conv2 and conv3 of convnet, on 16, 32 and 64 filters of resnet20 [default: 1,1,1]
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    pub factors: Option<Vec<f64>>,
     /// Keep the report under docs/runs too, by the name of the folder of --out, and write docs/results.md anew
     #[arg(long, conflicts_with = "quick")]
     pub keep: bool,
@@ -158,6 +165,8 @@ impl Options {
             ("--strengths", self.strengths.is_some()),
             ("--only-l2", self.only_l2),
             ("--adaptive", self.adaptive),
+            ("--target-spread", self.target_spread.is_some()),
+            ("--factors", self.factors.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given && !on_cifar) {
             bail!("{option}: an option of convnet and resnet20, not of {}", self.experiment.name());
@@ -172,6 +181,21 @@ impl Options {
                 (self.only_l2 || strengths.len() == 2) && strengths.iter().all(|s| s.is_finite() && *s > 0.0);
             let count = if self.only_l2 { "numbers" } else { "two numbers" };
             ensure!(good, "--strengths: expected {count} above 0, as in 1e-4,8e-5, found {strengths:?}");
+        }
+        if let Some(target) = self.target_spread {
+            ensure!(
+                target > 0.0 && target < 1.0,
+                "--target-spread {target}: expected a share above 0 and below 1"
+            );
+        }
+        if let Some(factors) = &self.factors {
+            let good = factors.len() == 3
+                && factors.iter().all(|f| f.is_finite() && *f >= 0.0)
+                && factors.iter().any(|f| *f > 0.0);
+            ensure!(
+                good,
+                "--factors: expected three from 0 up and one above, as in 1,1,2, found {factors:?}"
+            );
         }
         ensure!(self.iterations != Some(0), "--iterations 0: at least one is needed");
         ensure!(self.tuning != Some(0), "--tuning 0: at least one is needed");

@@ -98,6 +98,10 @@ fn sweep(study: &Study<'_>, results: &Results) -> Result<Figure> {
 /// What is left of a rank, by how far the force alone would have drawn the filters together; nothing where that is not known in advance.
 #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
 fn contractions(study: &Study<'_>, results: &Results) -> Result<Option<Figure>> {
+    // Not how far the force draws a layer that it lets go of.
+    if study.pipeline.options.target_spread.is_some() {
+        return Ok(None);
+    }
     let graph = results.arms["control"][0].model.graph();
     let control = &results.ranks["control"][0];
     let mut by_filters = BTreeMap::<usize, Vec<[f64; 2]>>::new();

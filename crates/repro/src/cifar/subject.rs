@@ -9,6 +9,7 @@ use cofilter_graph::{Model, Preprocessing};
 use cofilter_train::{ForceRule, Multiplier, Multipliers, Recipe, Rollback, Schedule};
 use cofilter_zoo::{Config, Network};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A network with its published recipes.
 #[derive(Clone, Debug)]
@@ -31,6 +32,10 @@ pub(super) struct Subject {
     strengths: [f64; 2],
     /// Whether strengths are fixed, or shares of the gradient's norm.
     scaling: Scaling,
+    /// Where a layer's filters feel no force any more, if anywhere.
+    target_spread: Option<f64>,
+    /// Factors of the force at the last three of `depths`.
+    factors: [f64; 3],
     /// Points of accuracy that the force may cost in that search.
     pub(super) max_drop: f64,
     /// Times that the published schedules were shortened to.
@@ -117,8 +122,11 @@ impl Subject {
         if let Some(rate) = options.rate {
             subject.solver.continued.rate = rate;
         }
+        if let Some(&[a, b, c]) = options.factors.as_deref() {
+            subject.factors = [a, b, c];
+        }
         let scaling = if options.adaptive { Scaling::Adaptive } else { Scaling::Fixed };
-        Ok(Self { scaling, ..subject })
+        Ok(Self { scaling, target_spread: options.target_spread, ..subject })
     }
 
     fn convnet(from_scratch: bool) -> Result<Self> {
@@ -154,6 +162,8 @@ impl Subject {
             // The example in the authors' readme is 5e-5, L2.
             strengths: [5e-5, 5e-5],
             scaling: Scaling::Fixed,
+            target_spread: None,
+            factors: [1.0; 3],
             max_drop: 0.0,
             scale: 1.0,
             tuning: None,
@@ -188,6 +198,8 @@ impl Subject {
             // A filter of the last layers, pulled by 64 that point anywhere, turns by about a radian at the first rate.
             strengths: [6e-6, 6e-6],
             scaling: Scaling::Fixed,
+            target_spread: None,
+            factors: [1.0; 3],
             max_drop: 0.75,
             scale: 1.0,
             tuning: None,
@@ -228,6 +240,23 @@ impl Subject {
                  offers; which of their results were made so is not known."
                     .into(),
             );
+        }
+        if let Some(target) = self.target_spread {
+            notes.push(format!(
+                "Layers whose filters have all but {target} of their energy in one direction feel no force any more, and little of it near \
+                 there (target_spread); the authors' force has no such end."
+            ));
+        }
+        if self.factors.iter().any(|factor| factor.total_cmp(&1.0).is_ne()) {
+            let [a, b, c] = self.factors;
+            let layers = if self.name == "convnet" {
+                "conv1, conv2 and conv3"
+            } else {
+                "layers of 16, 32 and 64 filters"
+            };
+            notes.push(format!(
+                "The force on {layers} is {a}, {b} and {c} times its strength, the authors' the same on all."
+            ));
         }
         if let Some(batch) = self.published_batch {
             notes.push(format!("An update is of {} images, the authors' of {batch}.", self.solver.batch));
@@ -321,10 +350,20 @@ impl Subject {
             warm_up: recipe.iterations / WARM_UP,
             rollback: Some(Rollback::default()),
             scaling: self.scaling,
-            ..ForceRule::new(force, strength, self.network.force_layers.clone())
+            // Repulsion has no end.
+            target_spread: self.target_spread.filter(|_| strength > 0.0),
+            multipliers: self.factors_of_layers(),
+            ..ForceRule::new(force, strength, [""; 0])
         };
         let force = force.map(rule);
         Recipe { force, spectra: self.layers.clone(), ..recipe }
+    }
+
+    fn factors_of_layers(&self) -> BTreeMap<String, f64> {
+        let depths = self.depths.iter().rev().zip(self.factors.iter().rev());
+        let layers = depths
+            .flat_map(|(depth, factor)| self.layers[depth.clone()].iter().zip(std::iter::repeat(*factor)));
+        layers.map(|(layer, factor)| (layer.clone(), factor)).collect()
     }
 
     /// Fine-tuning of a decomposed network: what was said of a bias holds for the same bias behind the basis.
@@ -505,6 +544,26 @@ mod tests {
             }
             let notes = own.deviations().join("\n");
             assert!(notes.contains("64 images") && notes.contains("0.02"), "{notes}");
+            // The layers that force_layers names, at their depths.
+            let held = of(network, &["--target-spread", "0.1", "--factors", "0.5,2,1"]);
+            let rule = held.continued(1, Some((Force::L2, 1e-4))).force.unwrap();
+            assert_eq!(rule.target_spread, Some(0.1));
+            let graph = &held.network.graph;
+            for layer in &held.network.force_layers {
+                let filters = graph.slots(graph.find(layer).unwrap())[0].dims[0];
+                let expected = match (network, layer.as_str(), filters) {
+                    ("convnet", "conv1", _) | ("resnet20", _, 16) => 0.5,
+                    ("convnet", "conv2", _) | ("resnet20", _, 32) => 2.0,
+                    _ => 1.0,
+                };
+                assert_eq!(rule.multipliers[layer], expected, "{network}: {layer}");
+            }
+            assert_eq!(rule.multipliers.len(), held.network.force_layers.len());
+            assert_eq!(held.continued(1, Some((Force::L2, -1e-4))).force.unwrap().target_spread, None);
+            let notes = held.deviations().join("\n");
+            assert!(notes.contains("all but 0.1") && notes.contains("0.5, 2 and 1 times"), "{notes}");
+            let usual_rule = usual.continued(1, Some((Force::L2, 1e-4))).force.unwrap();
+            assert!(usual_rule.multipliers.values().all(|factor| *factor == 1.0), "{usual_rule:?}");
             assert!(!usual.deviations().join("\n").contains("images, the authors'"), "{network}");
         }
     }
