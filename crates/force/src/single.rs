@@ -104,11 +104,13 @@ impl<'a> Filters<'a> {
         Self { weight, count, columns, norm, inverse, sum }
     }
 
-    /// `sum_i (W_i m^T)^2` with the mean direction `m`, and `sum_i ||W_i||^2`. Where directions cancel the former is 0.
+    /// `sum_i (W_i m^T)^2` with the mean direction `m`, and `sum_i ||W_i||^2`, over the filters that do not vanish. Where directions
+    /// cancel the former is 0.
     pub(crate) fn energies(&self) -> [f64; 2] {
-        let blocks = self.weight.par_chunks(block_rows(self.columns) * self.columns);
-        let along: Vec<f64> =
-            blocks.map(|block| vectorised(Along { block, to: &self.sum, columns: self.columns })).collect();
+        let rows = block_rows(self.columns);
+        let blocks = self.weight.par_chunks(rows * self.columns).zip(self.norm.par_chunks(rows));
+        let along = |(block, norms)| vectorised(Along { block, norms, to: &self.sum, columns: self.columns });
+        let along: Vec<f64> = blocks.map(along).collect();
         let along = along.into_iter().sum::<f64>();
         let length = self.sum.iter().map(|s| s * s).sum::<f64>();
         let energy = self.norm.iter().map(|norm| norm * norm).sum();
@@ -276,9 +278,10 @@ impl Vectorised for Norms<'_> {
     }
 }
 
-/// Sum of the squares of a block's products with a direction.
+/// Sum of the squares of the products of a block's filters, but those that vanish, with a direction.
 struct Along<'a> {
     block: &'a [f32],
+    norms: &'a [f64],
     to: &'a [f64],
     columns: usize,
 }
@@ -288,7 +291,8 @@ impl Vectorised for Along<'_> {
 
     #[inline(always)]
     fn run(self) -> f64 {
-        self.block.chunks_exact(self.columns).map(|row| dot(row, self.to).powi(2)).sum()
+        let rows = self.block.chunks_exact(self.columns).zip(self.norms);
+        rows.filter(|(_, norm)| **norm != 0.0).map(|(row, _)| dot(row, self.to).powi(2)).sum()
     }
 }
 

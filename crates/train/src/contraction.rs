@@ -158,12 +158,39 @@ mod tests {
         assert!(spreads[2999] < 1.02 * target, "target {target}, at the end {}", spreads[2999]);
     }
 
+    /// Two groups whose filters are near each other, at right angles to those of the other group.
+    #[test]
+    fn a_target_is_of_each_group_where_the_force_is() {
+        let mut b = Graph::builder();
+        let x = b.input("data", Shape::map(4, 6, 6)).unwrap();
+        let x = b.conv2d("conv", x, Conv2d { groups: 2, ..Conv2d::new(4, 1) }).unwrap();
+        let x = b.flatten("flat", x).unwrap();
+        let x = b.linear("scores", x, 3).unwrap();
+        let model = Model::init(b.finish(&[x]).unwrap(), &Init::default(), 3).unwrap();
+        let conv = model.graph().find("conv").unwrap();
+        let start = [1.0_f32, 0.2, 1.0, -0.2, 0.2, 1.0, -0.2, 1.0];
+        let mut params = model.params().clone();
+        params.get_mut(conv)[0] = Array::new(vec![4, 2, 1, 1], start.to_vec());
+        let model = model.with_params(params).unwrap();
+        let after = |grouped| {
+            let rule = ForceRule::new(Force::L2, 0.1, ["conv"]);
+            let force = Some(ForceRule { target_spread: Some(0.05), grouped, ..rule });
+            let recipe = Recipe { batch: 1, weight_decay: 0.0, force, ..Recipe::default() };
+            let mut trainer = Trainer::new(&model, &recipe, None, Device::Cpu).unwrap();
+            trainer.step(vec![0.0; 144], &[1], false).unwrap();
+            trainer.net().to_model().unwrap().params().get(conv)[0].data().to_vec()
+        };
+        assert_eq!(after(true), start, "a spread of 0.04 in each group");
+        assert_ne!(after(false), start, "a spread of 0.5 of all");
+    }
+
     #[test]
     fn a_target_must_be_one_that_can_be_reached() {
         let model = model();
         let refused = |strength, target| {
-            let force =
-                ForceRule { target_spread: Some(target), ..ForceRule::new(Force::L2, strength, ["conv"]) };
+            let mut force = ForceRule::new(Force::L2, 1e-3, ["conv"]);
+            force.target_spread = Some(target);
+            force.multipliers.insert("conv".into(), 1e3 * strength);
             let recipe = Recipe { force: Some(force), ..Recipe::default() };
             recipe.check(model.graph()).unwrap_err().to_string()
         };

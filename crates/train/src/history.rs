@@ -23,7 +23,7 @@ pub struct Record {
     /// Norm of the force relative to that of the gradient of loss and decay, over the regularised tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_share: Option<f64>,
-    /// Strength of the force in the update, after warming up and rolling back.
+    /// Strength of the force in the update, after warming up and rolling back; a layer near its target spread feels less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_strength: Option<f64>,
     /// Evaluation on the test set, after the update.

@@ -137,9 +137,9 @@ pub struct ForceRule {
     /// Iteration from which on there is no force.
     #[serde(default)]
     pub stop_iteration: Option<u64>,
-    /// [`cofilter_force::spread`] of a layer at which its filters feel no force any more, and above which they feel only
-    /// [`cofilter_force::remaining`] of it: they are held there, near enough to each other and no nearer. Without it the force goes on
-    /// until the gradient resists.
+    /// [`cofilter_force::spread`] of a layer at which its filters feel no force any more. From twice as much down they feel only
+    /// [`cofilter_force::remaining`] of it, so a layer comes to rest where that much and the data are even, somewhat above the target.
+    /// Rank 1 at 95 % energy needs a rest at 0.05 or less. Without it the force goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_spread: Option<f64>,
     /// What is done where the force was too strong; without it the training fails if a number is not finite.
@@ -170,7 +170,7 @@ impl ForceRule {
     }
 
     /// Strength in an iteration, counted from 0: `strength * min(1, (iteration + 1) / warm_up)`, 0 from `stop_iteration` on. Rolling
-    /// back lowers it further.
+    /// back lowers it further, and in a layer near its target so does `target_spread`.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "iterations are far below 2^52")]
     pub fn strength_at(&self, iteration: u64) -> f64 {
@@ -195,9 +195,10 @@ impl ForceRule {
                     "force: expected a target_spread above 0 and below 1, found {target}"
                 )));
             }
-            if self.strength < 0.0 {
+            let repels = |(_, multiplier): &(&String, &f64)| self.strength * **multiplier < 0.0;
+            if let Some((name, multiplier)) = self.multipliers.iter().find(repels) {
                 return Err(Error::Recipe(format!(
-                    "force: a target_spread is of a force that attracts, found a strength of {}",
+                    "force: a target_spread is of a force that attracts, `{name}` has a strength of {} and a multiplier of {multiplier}",
                     self.strength
                 )));
             }

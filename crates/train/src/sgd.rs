@@ -15,7 +15,7 @@ use rayon::prelude::*;
 /// g = gradient * min(1, clip / ||all gradients||)
 /// g = g + weight_decay * decay_mult * w            (L1: sign(w))
 /// g = g + strength * w / ||w_g||                   (group lasso by subgradient)
-/// g = g + strength * force_mult * G(w)
+/// g = g + strength * force_mult * G(w)             (near a target spread: what remains of it)
 /// v = momentum * v + rate * lr_mult * g
 /// w = w - v
 /// w_g = w_g * max(0, 1 - rate * lr_mult * strength / ||w_g||)   (group lasso, proximal)
@@ -173,9 +173,15 @@ impl Sgd {
                 decay.penalty = Some(&self.penalty);
             }
             let mut push = None;
-            if let (Some(force), Some((multiplier, groups))) = (pulling, rule.force) {
+            let felt = match (pulling, rule.force) {
+                (Some(force), Some((multiplier, groups))) => {
+                    Some((force, multiplier * remaining_on(force, var, groups)?, groups))
+                }
+                _ => None,
+            };
+            // The share of the force is of the gradients of all layers, those that were let go too.
+            if let Some((force, multiplier, groups)) = felt.filter(|of| of.1 != 0.0 || measure) {
                 pull_on(force, var, groups, &mut self.pull, &mut self.scratch)?;
-                let multiplier = multiplier * remaining_on(force, var, groups)?;
                 let force = force.rule(strength);
                 let adaptive = force.scaling == Scaling::Adaptive;
                 let squares = if measure || adaptive {

@@ -7,9 +7,9 @@ fn single(filters: &Filters) -> Vec<f32> {
     filters.data.iter().map(|&w| w as f32).collect()
 }
 
-/// `1 - sum (W_i m^T)^2 / sum ||W_i||^2` with the mean direction of each group.
+/// `1 - sum (W_i m^T)^2 / sum ||W_i||^2` with the mean direction of a group; the largest of all groups.
 fn by_hand(weight: &Filters, groups: usize) -> f64 {
-    let (size, mut inside, mut all) = (weight.count / groups, 0.0, 0.0);
+    let (size, mut largest) = (weight.count / groups, 0.0_f64);
     for group in (0..groups).map(|g| weight.block(g * size, (g + 1) * size)) {
         let mut mean = vec![0.0; group.columns];
         for i in 0..group.count {
@@ -17,10 +17,10 @@ fn by_hand(weight: &Filters, groups: usize) -> f64 {
             mean.iter_mut().zip(group.row(i)).for_each(|(m, w)| *m += w / length);
         }
         let length = norm(&mean);
-        inside += (0..group.count).map(|i| (dot(group.row(i), &mean) / length).powi(2)).sum::<f64>();
-        all += dot(&group.data, &group.data);
+        let inside: f64 = (0..group.count).map(|i| (dot(group.row(i), &mean) / length).powi(2)).sum();
+        largest = largest.max(1.0 - inside / dot(&group.data, &group.data));
     }
-    1.0 - inside / all
+    largest
 }
 
 /// Share of the energy that the best approximation of rank 1 loses, by iteration.
@@ -68,7 +68,15 @@ fn is_known_where_filters_are_parallel_orthogonal_opposite_or_nothing() {
     assert!((of(&[2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0], 3) - 2.0 / 3.0).abs() < 1e-15);
     assert_eq!(of(&[1.0, 0.0, -4.0, 0.0], 2), 1.0);
     assert_eq!(of(&[0.0, 1e-5, 0.0, 0.0], 2), 0.0);
+    // Eight filters that vanish add up to more than two that do not, and take no part.
+    let faint = [7e-5; 16].into_iter();
+    let faint: Vec<f32> = [2e-4, 0.0, 0.0, 2e-4].into_iter().chain(faint).collect();
+    assert!((of(&faint, 10) - 0.5).abs() < 1e-7, "{}", of(&faint, 10));
     assert!(of(&[1.0, 0.0, f32::NAN, 1.0], 2).is_nan());
+    // A group is not hidden by another.
+    let groups = [1.0, 0.0, f32::NAN, 1.0, 3.0, 0.0, 6.0, 0.0, 1.0, 0.0, 0.0, 1.0];
+    assert!(spread(&groups, 6, 3).unwrap().is_nan());
+    assert!((spread(&groups[4..], 4, 2).unwrap() - 0.5).abs() < 1e-15);
     assert!(remaining(f64::NAN, 0.1).is_nan());
 }
 

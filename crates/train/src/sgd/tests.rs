@@ -118,6 +118,11 @@ fn force_comes_after_decay_and_before_momentum() {
     assert_eq!(share, 0.0);
     close(&run(held(0.25), 0).0, &[0.875, 0.25, 0.5, 1.75]);
     close(&run(held(0.4), 0).0, &[0.875, 0.0625, 0.125, 1.75]);
+    let adaptive = ForceRule { scaling: Scaling::Adaptive, strength: 1.0, ..held(0.4) };
+    close(&run(adaptive, 0).0, &[0.875, 0.03125, 0.0625, 1.75]);
+    let (weight, share) = run(ForceRule { force: Force::L1, ..held(0.5) }, 0);
+    close(&weight, &[0.875, 0.0, 0.0, 1.75]);
+    assert_eq!(share, 0.0);
     // A quarter of the strength of 2 after one of four iterations of warming up, all of it after four.
     let rising = ForceRule { warm_up: 4, ..rule(2.0) };
     close(&run(rising.clone(), 0).0, &[0.875, 0.25, 0.5, 1.75]);
