@@ -126,11 +126,11 @@ pub struct Options {
     #[arg(long)]
     pub adaptive: bool,
     /// Spread at which the filters of a layer feel no force any more, in convnet or resnet20: the share of their energy outside their
-    /// mean direction, which is at least what rank 1 loses
-    #[arg(long, value_name = "SHARE")]
+    /// mean direction, at least what rank 1 loses; more strength then costs no more ranks, so there is none to search for
+    #[arg(long, value_name = "SHARE", requires = "strengths", conflicts_with_all = ["tries", "full"])]
     pub target_spread: Option<f64>,
     /// Factors of the force by depth: on conv1, conv2 and conv3 of convnet, on 16, 32 and 64 filters of resnet20 [default: 1,1,1]
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', conflicts_with = "full")]
     pub factors: Option<Vec<f64>>,
     /// Keep the report under docs/runs too, by the name of the folder of --out, and write docs/results.md anew
     #[arg(long, conflicts_with = "quick")]

@@ -226,6 +226,15 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
         (vec!["resnet20", "--budget", "10s"], "at least a minute"),
         (vec!["resnet20", "--budget", "2h", "--full"], "--full"),
         (vec!["resnet20", "--tries", "0"], "--tries 0"),
+        (
+            vec!["resnet20", "--strengths", "1,1", "--target-spread", "1"],
+            "--target-spread 1: expected a share",
+        ),
+        (vec!["resnet20", "--target-spread", "0.1"], "--strengths"),
+        (vec!["convnet", "--factors", "1,1"], "--factors: expected three"),
+        (vec!["convnet", "--factors", "0,0,0"], "--factors: expected three"),
+        (vec!["convnet", "--factors", "1,-1,1"], "--factors: expected three"),
+        (vec!["lenet", "--factors", "1,1,1"], "--factors: an option of convnet"),
     ] {
         let mut args = vec!["reproduce", "--out", out_text];
         args.extend(&extra);

@@ -56,6 +56,7 @@ impl Context<'_> {
     }
 
     fn rank_ratio(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
+        let manner = self.study.subject.manner();
         let id = format!("rank-ratio{suffix}");
         let all = 0..self.results.full_ranks.len();
         if self.study.subject.published.is_some() {
@@ -63,7 +64,7 @@ impl Context<'_> {
             let ours = self.results.rank_ratios(arm, all.clone());
             let control = mean(&self.results.rank_ratios("control", all));
             let statement = format!(
-                "{norm}-norm force: the mean rank ratio at 95 % energy is at most {RATIO} (control: {control:.2})"
+                "{norm}-norm force{manner}: the mean rank ratio at 95 % energy is at most {RATIO} (control: {control:.2})"
             );
             let claim = self.claim(&id, statement, &ours);
             return Claim { paper, tolerance: Some(RATIO), holds: claim.ours <= RATIO, ..claim };
@@ -74,13 +75,14 @@ impl Context<'_> {
         let ratios: Vec<f64> =
             pairs.map(|(force, control)| left(force, control, &self.results.full_ranks, &late)).collect();
         let statement = format!(
-            "{norm}-norm force: the rank of every convolution but the first at 95 % energy is below the control's, for every seed (ours: \
-             mean rank ratio over the control's)"
+            "{norm}-norm force{manner}: the rank of every convolution but the first at 95 % energy is below the control's, for every \
+             seed (ours: mean rank ratio over the control's)"
         );
         Claim { holds: below, ..self.claim(&id, statement, &ratios) }
     }
 
     fn accuracy_price(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
+        let manner = self.study.subject.manner();
         let lost = self.results.gains("control", arm);
         let (lost, which) = match self.study.searched() {
             true => not_chosen_by(&lost),
@@ -92,7 +94,7 @@ impl Context<'_> {
         };
         let against = if paper.is_some() { "; the paper's points are against its baseline" } else { "" };
         let statement = format!(
-            "{norm}-norm force: before decomposition it costs at most {most} points of top-1 against the control; {which}{against}"
+            "{norm}-norm force{manner}: before decomposition it costs at most {most} points of top-1 against the control; {which}{against}"
         );
         let claim = self.claim(&format!("accuracy-price{suffix}"), statement, lost);
         Claim { paper, tolerance: Some(most), holds: claim.ours <= most, ..claim }
@@ -100,6 +102,7 @@ impl Context<'_> {
 
     /// The collapse is where the paper's is.
     fn late_layers(&self, arm: &str, norm: &str, suffix: &str) -> Claim {
+        let manner = self.study.subject.manner();
         let depths = &self.study.subject.depths;
         let (late, early) = (&depths[depths.len() - 1], &depths[usize::from(depths.len() > 3)]);
         let full = &self.results.full_ranks;
@@ -114,7 +117,7 @@ impl Context<'_> {
             _ => format!("{} to {}", layers[of.start], layers[of.end - 1]),
         };
         let statement = format!(
-            "{norm}-norm force: what is left of the control's rank in {} is at most {LATE} of what is left of it in {} (ours: \
+            "{norm}-norm force{manner}: what is left of the control's rank in {} is at most {LATE} of what is left of it in {} (ours: \
              the quotient)",
             name(late),
             name(early)

@@ -468,7 +468,7 @@ impl Study<'_> {
         let only_l2 = self.pipeline.options.only_l2;
         let forced = job.force.as_ref().map_or(0, |force| force.multipliers.len());
         format!(
-            "{} on {}, from {}: {} iterations of batch {} without force (control), with {} on {} layers{}; \
+            "{} on {}, from {}: {} iterations of batch {} without force (control), with {} on {} layers{}{}; \
              control and L2 arm decomposed to the ranks of the L2 arm at {:.0} % energy and fine-tuned for {} iterations. {} seed(s).",
             self.subject.title,
             self.pipeline.data.train.name(),
@@ -477,6 +477,7 @@ impl Study<'_> {
             job.batch,
             if only_l2 { "L2-norm force" } else { "L1-norm and L2-norm force" },
             forced,
+            self.subject.manner(),
             if only_l2 { "" } else { " and with repulsion" },
             100.0 * ENERGY,
             self.subject.tuning_iterations(),
@@ -513,7 +514,11 @@ impl Study<'_> {
                 .into(),
         );
         if !self.pipeline.options.only_l2 {
-            notes.push(format!("Repulsion: the L2-norm force with {REPULSION} times its strength."));
+            let endless = match self.pipeline.options.target_spread {
+                Some(_) => ", to the end",
+                None => "",
+            };
+            notes.push(format!("Repulsion: the L2-norm force with {REPULSION} times its strength{endless}."));
         }
         notes.push(format!(
             "The same start, the same number of iterations and the same \

@@ -10,6 +10,7 @@ use cofilter_train::{ForceRule, Multiplier, Multipliers, Recipe, Rollback, Sched
 use cofilter_zoo::{Config, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A network with its published recipes.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub(super) struct Subject {
     /// The convolutions whose ranks are looked at, and which are decomposed.
     pub(super) layers: Vec<String>,
     /// Groups of `layers` by depth, by index: which come early and which late.
-    pub(super) depths: Vec<std::ops::Range<usize>>,
+    pub(super) depths: Vec<Range<usize>>,
     solver: Solver,
     /// The authors' ranks at 95 % energy, without and with force, where they are known.
     pub(super) published: Option<[Vec<usize>; 2]>,
@@ -231,6 +232,24 @@ impl Subject {
         format!("the order of images{augmentation}{baseline}")
     }
 
+    fn has_factors(&self) -> bool {
+        self.factors.iter().any(|factor| factor.total_cmp(&1.0).is_ne())
+    }
+
+    /// How the force differs from the authors', for behind its name.
+    pub(super) fn manner(&self) -> String {
+        let mut manner = Vec::new();
+        if self.has_factors() {
+            let [a, b, c] = self.factors;
+            let layers = if self.name == "convnet" { "conv1, conv2, conv3" } else { "16, 32, 64 filters" };
+            manner.push(format!("{a}, {b}, {c} times its strength on {layers}"));
+        }
+        if let Some(target) = self.target_spread {
+            manner.push(format!("none from a spread of {target} on"));
+        }
+        if manner.is_empty() { String::new() } else { format!(" ({})", manner.join("; ")) }
+    }
+
     /// Where this is not what the authors did, or what they did is not known.
     pub(super) fn deviations(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -243,20 +262,12 @@ impl Subject {
         }
         if let Some(target) = self.target_spread {
             notes.push(format!(
-                "Layers whose filters have all but {target} of their energy in one direction feel no force any more, and little of it near \
-                 there (target_spread); the authors' force has no such end."
+                "The spread of a layer is the share of its filters' energy outside their mean direction, at least what rank 1 loses. From \
+                 twice {target} down the filters feel less of the force, at {target} none (target_spread). The authors' force goes on."
             ));
         }
-        if self.factors.iter().any(|factor| factor.total_cmp(&1.0).is_ne()) {
-            let [a, b, c] = self.factors;
-            let layers = if self.name == "convnet" {
-                "conv1, conv2 and conv3"
-            } else {
-                "layers of 16, 32 and 64 filters"
-            };
-            notes.push(format!(
-                "The force on {layers} is {a}, {b} and {c} times its strength, the authors' the same on all."
-            ));
+        if self.has_factors() {
+            notes.push("The authors' force is equally strong on all layers.".into());
         }
         if let Some(batch) = self.published_batch {
             notes.push(format!("An update is of {} images, the authors' of {batch}.", self.solver.batch));
@@ -359,11 +370,15 @@ impl Subject {
         Recipe { force, spectra: self.layers.clone(), ..recipe }
     }
 
+    /// By layer; a layer without force is none of those that feel it.
     fn factors_of_layers(&self) -> BTreeMap<String, f64> {
         let depths = self.depths.iter().rev().zip(self.factors.iter().rev());
-        let layers = depths
-            .flat_map(|(depth, factor)| self.layers[depth.clone()].iter().zip(std::iter::repeat(*factor)));
-        layers.map(|(layer, factor)| (layer.clone(), factor)).collect()
+        let forced = depths.filter(|(_, factor)| **factor != 0.0);
+        let of_depth = |(depth, factor): (&Range<usize>, &f64)| {
+            let factor = *factor;
+            self.layers[depth.clone()].iter().map(move |layer| (layer.clone(), factor))
+        };
+        forced.flat_map(of_depth).collect()
     }
 
     /// Fine-tuning of a decomposed network: what was said of a bias holds for the same bias behind the basis.
@@ -457,138 +472,4 @@ fn projection_multipliers() -> Multipliers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use cofilter_lowrank as lowrank;
-
-    fn subject(of: Subject, scale: f64) -> Subject {
-        Subject { scale, ..of }
-    }
-
-    /// The solver table of the paper's authors (paper.md 6.0): batch, rate, decay, iterations and steps.
-    #[test]
-    fn at_full_length_the_recipes_are_the_published_ones() {
-        let steps = |recipe: &Recipe| match &recipe.schedule {
-            Schedule::MultiStep { at, gamma } if (*gamma - 0.1).abs() < 1e-12 => at.clone(),
-            other => panic!("{other:?}"),
-        };
-        let convnet = Subject::convnet(false).unwrap();
-        let resnet = Subject::resnet20(true).unwrap();
-        let table = [
-            (convnet.baseline(1), 100, 0.001, 0.004, 240_000, [120_000, 200_000]),
-            (convnet.continued(1, None), 100, 0.001, 0.004, 240_000, [200_000, 220_000]),
-            (resnet.baseline(1), 256, 0.1, 1e-4, 64_000, [32_000, 48_000]),
-            (resnet.continued(1, None), 256, 0.1, 1e-4, 64_000, [32_000, 48_000]),
-        ];
-        for (recipe, batch, rate, decay, iterations, at) in table {
-            assert_eq!((recipe.batch, recipe.iterations), (batch, iterations));
-            assert_eq!((recipe.learning_rate, recipe.weight_decay, recipe.momentum), (rate, decay, 0.9));
-            assert_eq!(steps(&recipe), at);
-        }
-        // Neither the first convolution nor the shortcuts feel it; the ranks of 19 layers are known.
-        let forced = resnet.continued(1, Some((Force::L2, 1e-4)));
-        let forced: Vec<String> = forced.force.unwrap().multipliers.into_keys().collect();
-        assert!(forced.len() == 18 && forced.iter().all(|name| name.starts_with("res_grp")), "{forced:?}");
-        assert!(!forced.iter().any(|name| name.ends_with("downsampling")));
-        assert_eq!((resnet.layers.len(), resnet.depths[3].end), (19, 19));
-    }
-
-    #[test]
-    fn iterations_and_steps_are_shortened_together() {
-        let short = subject(Subject::resnet20(false).unwrap(), 0.01);
-        for (_, _, job) in short.jobs() {
-            assert_eq!((job.iterations, job.steps), (640, [320, 480]));
-        }
-        let further = Subject { tuning: Some(64), ..short.clone() };
-        let [_, (.., continued), (.., tuning)] = further.jobs();
-        assert_eq!((continued.iterations, tuning.iterations, tuning.steps), (640, 64, [32, 48]));
-        assert_eq!(further.tuning_iterations(), 64);
-        assert!(
-            short
-                .first_strengths()
-                .iter()
-                .zip(short.strengths)
-                .all(|(s, full)| (s / full - 100.0).abs() < 1e-9)
-        );
-        let adaptive = Subject { scaling: Scaling::Adaptive, ..short.clone() };
-        assert_eq!(adaptive.first_strengths(), [SHARE; 2], "a share does not depend on the length");
-        assert_eq!(adaptive.continued(1, Some((Force::L1, SHARE))).force.unwrap().scaling, Scaling::Adaptive);
-        let shortest = subject(short, 0.0).continued(1, Some((Force::L1, 1e-3)));
-        assert_eq!((shortest.iterations, shortest.evaluate_every), (FEWEST, 1));
-        let graph = Subject::resnet20(false).unwrap().network.graph;
-        shortest.check(&graph).unwrap();
-    }
-
-    #[test]
-    fn a_batch_or_a_rate_of_ones_own_is_used_and_told() {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            options: Options,
-        }
-        let of = |network: &str, more: &[&str]| {
-            let line = ["reproduce", network].into_iter().chain(more.iter().copied());
-            Subject::new(&<Line as clap::Parser>::parse_from(line).options).unwrap()
-        };
-        for (network, published) in [("convnet", (100, 0.001)), ("resnet20", (256, 0.1))] {
-            let usual = of(network, &[]);
-            let own = of(network, &["--batch", "64", "--rate", "0.02"]);
-            for (subject, (batch, rate)) in [(&usual, published), (&own, (64, 0.02))] {
-                let recipe = subject.continued(1, None);
-                assert_eq!((recipe.batch, recipe.learning_rate), (batch, rate), "{network}");
-                assert_eq!(subject.tuning(1, &subject.network.model(1).unwrap()).batch, batch, "{network}");
-            }
-            // A filter turns by strength times rate.
-            for (own, usual) in own.first_strengths().iter().zip(usual.first_strengths()) {
-                assert!((own * 0.02 / (usual * published.1) - 1.0).abs() < 1e-9, "{network}: {own}");
-            }
-            let notes = own.deviations().join("\n");
-            assert!(notes.contains("64 images") && notes.contains("0.02"), "{notes}");
-            // The layers that force_layers names, at their depths.
-            let held = of(network, &["--target-spread", "0.1", "--factors", "0.5,2,1"]);
-            let rule = held.continued(1, Some((Force::L2, 1e-4))).force.unwrap();
-            assert_eq!(rule.target_spread, Some(0.1));
-            let graph = &held.network.graph;
-            for layer in &held.network.force_layers {
-                let filters = graph.slots(graph.find(layer).unwrap())[0].dims[0];
-                let expected = match (network, layer.as_str(), filters) {
-                    ("convnet", "conv1", _) | ("resnet20", _, 16) => 0.5,
-                    ("convnet", "conv2", _) | ("resnet20", _, 32) => 2.0,
-                    _ => 1.0,
-                };
-                assert_eq!(rule.multipliers[layer], expected, "{network}: {layer}");
-            }
-            assert_eq!(rule.multipliers.len(), held.network.force_layers.len());
-            assert_eq!(held.continued(1, Some((Force::L2, -1e-4))).force.unwrap().target_spread, None);
-            let notes = held.deviations().join("\n");
-            assert!(notes.contains("all but 0.1") && notes.contains("0.5, 2 and 1 times"), "{notes}");
-            let usual_rule = usual.continued(1, Some((Force::L2, 1e-4))).force.unwrap();
-            assert!(usual_rule.multipliers.values().all(|factor| *factor == 1.0), "{usual_rule:?}");
-            assert!(!usual.deviations().join("\n").contains("images, the authors'"), "{network}");
-        }
-    }
-
-    #[test]
-    fn recipes_fit_the_networks_before_and_after_decomposition() {
-        for of in [
-            Subject::convnet(false).unwrap(),
-            Subject::convnet(true).unwrap(),
-            Subject::resnet20(false).unwrap(),
-            Subject::resnet20(true).unwrap(),
-        ] {
-            let model = of.network.model(1).unwrap();
-            of.baseline(1).check(model.graph()).unwrap();
-            of.continued(1, Some((Force::L2, -1e-4))).check(model.graph()).unwrap();
-            let rule = lowrank::RankRule::by_name([(of.layers[1].clone(), 3)]);
-            let settings = lowrank::Settings { rule, ..lowrank::Settings::default() };
-            let (small, _) = lowrank::decompose(&model, &settings).unwrap();
-            of.tuning(1, &small).check(small.graph()).unwrap();
-        }
-        let convnet = Subject::convnet(false).unwrap();
-        let rule = lowrank::RankRule::by_name([("conv3", 3)]);
-        let settings = lowrank::Settings { rule, ..lowrank::Settings::default() };
-        let (small, _) = lowrank::decompose(&convnet.network.model(1).unwrap(), &settings).unwrap();
-        let names: Vec<String> = convnet.tuning(1, &small).multipliers.tensors.into_keys().collect();
-        assert_eq!(names, ["conv3_linear.bias", "ip1.bias", "ip1.weight"]);
-    }
-}
+mod tests;
